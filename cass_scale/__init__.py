@@ -1,0 +1,38 @@
+"""cass_scale: pretrains image encoders without labels around CASS, and measures honestly what it saves.
+
+Every verb of the command line has a twin here with the same names: `pretrain("method=cass", "data.path=DIR")`
+or `pretrain(method="cass", data={"path": "DIR"})`. Each returns the record that the verb leaves behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["doctor", "evaluate", "pretrain", "report"]
+
+
+def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
+    from cass_scale.cli import call  # torch and hydra are loaded by the first call, not by the import
+
+    return call(verb, overrides, keys)
+
+
+def pretrain(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Pretrain encoders without labels; returns run.json. `dry_run=True` starts nothing."""
+    return dict(_call("pretrain", overrides, keys))
+
+
+def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Score the encoders of a run on held-back images; returns the evaluation's record."""
+    return dict(_call("evaluate", overrides, keys))
+
+
+def report(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Write one self-contained HTML page about all runs of a folder; returns {"out": path}."""
+    return dict(_call("report", overrides, keys))
+
+
+def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Check this machine; returns {"exit_code": 0} when the main job can run."""
+    return dict(_call("doctor", overrides, keys))

@@ -1,0 +1,98 @@
+"""Atomic checkpoints, their retention, and the signals that ask for one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from cass_scale import dist
+from cass_scale.errors import DataError, StorageError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends USR1 before the time limit
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that a reader or a crash sees the old file or the new one, never a part.
+
+    Raises StorageError when the disk is full or not writable; the file that was there stays whole.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"checkpoint {path} could not be written ({error}); the one before it is whole: "
+            "free some space or mend the folder, then run the same command again"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything in it. Raises DataError naming the file when it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler, zip reader and file system each raise their own types
+        raise DataError(f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before") from error
+    return state
+
+
+class Checkpoints:
+    """`step_00000100.pt` files of a folder: the newest `keep` stay, and `best.pt` beside them."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def all(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("step_*.pt"))
+
+    def latest(self) -> Path | None:
+        """The newest, or None."""
+        return next(reversed(self.all()), None)
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`, then drop the oldest beyond `keep`."""
+        path = self.folder / f"step_{step:08d}.pt"
+        save(path, state)
+        for old in self.all()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Replace best.pt."""
+        save(self.folder / "best.pt", state)
+
+
+class StopSignal:
+    """Inside `with`, SIGTERM, SIGINT and SIGUSR1 set a flag that all ranks agree on, instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+
+    def asked(self, device: torch.device) -> bool:
+        """Whether any rank was asked to stop."""
+        return dist.any_rank(bool(self.name), device)

@@ -1,0 +1,224 @@
+"""The door: composes the configuration with hydra, reports every problem in it at once, and calls the verb.
+
+Nothing behind this file sees a DictConfig; hydra writes no folders of its own (Compose API).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cass_scale import __version__
+from cass_scale.errors import EXIT_CONFIG, EXIT_OK, CassScaleError, ConfigError
+from cass_scale.types import JSON, Call
+
+VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
+    "pretrain": ("pretrain encoders without labels", "cass-scale pretrain method=cass_contrast data=digits train.epochs=2 run.dir=runs/digits"),
+    "evaluate": ("score the encoders of a run on held-back images", "cass-scale evaluate run.dir=runs/digits protocol=knn"),
+    "report": ("write one HTML page about the runs of a folder", "cass-scale report runs=runs out=runs/report.html"),
+    "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
+}
+
+
+def config_dir() -> Path:
+    """The top-level `configs` of a checkout, or its copy inside the installed package."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
+    born = _process_start()
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = _parser().parse_args(arguments)
+    if options.verb is None:
+        _parser().print_help()
+        return EXIT_CONFIG
+    flags = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
+    try:
+        result = run_verb(options.verb, options.overrides, flags)
+    except CassScaleError as error:
+        if options.debug:
+            raise
+        print(f"cass-scale {options.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    return int(result.get("exit_code", EXIT_OK))
+
+
+def call(verb: str, overrides: Sequence[str], keys: Mapping[str, Any]) -> JSON:
+    """The Python twin: `overrides` as on the command line, `keys` nested dictionaries of the same names."""
+    words = [*overrides, *flatten({k: v for k, v in keys.items() if k not in ("dry_run", "quiet")})]
+    flags = Call(shlex.join(["cass-scale", verb, *words]), bool(keys.get("dry_run")), bool(keys.get("quiet")))
+    return run_verb(verb, words, flags)
+
+
+def run_verb(verb: str, overrides: Sequence[str], flags: Call) -> JSON:
+    """Compose, then hand plain values to the verb's module."""
+    config = compose_config(verb, overrides)
+    module = import_module(f"cass_scale.verbs.{verb}")  # torch is loaded only by verbs that need it
+    result: JSON = module.run(config, build, flags)
+    return result
+
+
+def build(node: Mapping[str, Any], *parts: Any, **extra: Any) -> Any:
+    """Call the `_target_` of a configuration node with its values: dotted paths are the only registry.
+
+    `parts` and `extra` go to the call itself, since hydra would take dataclasses among them for configuration.
+    A node with `_partial_` gives the callable.
+    """
+    make = instantiate({**node, "_partial_": True}, _convert_="all")
+    return make if node.get("_partial_") else make(*parts, **extra)
+
+
+def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """{"train": {"epochs": 2}} -> ["train.epochs=2"]."""
+    words: list[str] = []
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            words += flatten(value, f"{prefix}{key}.")
+        else:
+            text = str(value) if isinstance(value, str | Path) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+            words.append(f"{prefix}{key}={text}")
+    return words
+
+
+def compose_config(verb: str, words: Sequence[str]) -> JSON:
+    """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
+    words = _imply_folder(list(words))
+    with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
+        overrides = _parse(words)
+        groups = [o for o in overrides if _is_group(o.key_or_group)]
+        values = [o for o in overrides if o not in groups]
+        wrong = {id(o): p for o in groups if (p := _choice_problem(o))}
+        base = compose(verb, [str(o.input_line) for o in groups if id(o) not in wrong])
+        known = set(_leaves(base)) | _optional_keys(base)
+        problems = [*wrong.values(), *(p for o in values if (p := _key_problem(o, base, known))), *_contradictions(overrides)]
+        if problems:
+            raise ConfigError(*problems)
+        try:
+            full = compose(verb, [str(o.input_line) for o in groups] + ["++" + str(o.input_line).lstrip("+") for o in values])
+            plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(str(error).split("\n")[0]) from error
+    return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+
+
+def _imply_folder(words: list[str]) -> list[str]:
+    """`data.path=DIR` means `data=folder`, so that the embedded default gives way without being named."""
+    paths = any(word.startswith("data.path=") for word in words)
+    named = any(word.startswith("data=") for word in words)
+    return ["data=folder", *words] if paths and not named and (config_dir() / "data").is_dir() else words
+
+
+def _parse(words: list[str]) -> list[Override]:
+    try:
+        return list(OverridesParser.create().parse_overrides(words))
+    except HydraException as error:
+        raise ConfigError(f"{str(error).splitlines()[0]}; write key=value, and quote values with spaces or commas") from error
+
+
+def _is_group(key: str) -> bool:
+    return (config_dir() / key).is_dir()
+
+
+def _choice_problem(override: Override) -> str | None:
+    group, choice = override.key_or_group, str(override.value())
+    choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    if choice in choices:
+        return None
+    near = difflib.get_close_matches(choice, choices, n=1)
+    return f"{group}={choice}: no such choice{f'; did you mean {near[0]}?' if near else ''} There are {', '.join(choices)}"
+
+
+def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in node:
+        name = f"{prefix}{key}"
+        yield name
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            yield from _leaves(child, f"{name}.")
+
+
+def _optional_keys(base: DictConfig) -> set[str]:
+    """Keys of an arm that its preset leaves at their defaults."""
+    if not isinstance(base.get("arms"), DictConfig):
+        return set()
+    fields = ("model", "weights", "outputs", "optimizer", "mean", "std", "args")
+    return {f"arms.{arm}.{name}" for arm in base.arms if isinstance(base.arms[arm], DictConfig) for name in fields}
+
+
+def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str | None:
+    key = override.key_or_group
+    if key in known or key == "data.path" or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
+        return None
+    shown = sorted(k for k in known if "_target_" not in k and "_partial_" not in k)
+    near = difflib.get_close_matches(key, shown, n=1, cutoff=0.5)
+    same = [k for k in shown if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f"; did you mean {(same or near)[0]}?" if same or near else f"; top-level keys are {', '.join(map(str, base))}"
+    return f"unknown key {key}{hint}"
+
+
+def _contradictions(overrides: list[Override]) -> list[str]:
+    seen: dict[str, str] = {}
+    problems = []
+    for override in overrides:
+        key, line = override.key_or_group, str(override.input_line)
+        if seen.get(key, line) != line:
+            problems.append(f"{seen[key]} contradicts {line}: give the key once")
+        seen[key] = line
+    chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
+    if path and chosen in ("data=phantom", "data=digits"):
+        problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
+    return problems
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cass-scale", description="Pretrains image encoders without labels around CASS, and measures what it saves.")
+    parser.add_argument("--version", action="version", version=f"cass-scale {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, (what, example) in VERBS.items():
+        keys = (config_dir() / f"{name}.yaml").read_text()
+        verb = verbs.add_parser(
+            name,
+            help=what,
+            description=f"{what}.\n\nexample:\n  {example}",
+            epilog=f"keys and defaults ({name}.yaml; groups are the folders of configs/):\n\n{keys}\n{_choices(keys)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides: group=choice, key.sub=value")
+        verb.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it would cost; start nothing")
+        verb.add_argument("--quiet", action="store_true", help="warnings and errors only")
+        verb.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _choices(keys: str) -> str:
+    groups = [line.split(":")[0].strip(" -") for line in keys.splitlines() if line.startswith("  - ") and ":" in line]
+    rows = [f"  {g}: {', '.join(sorted(p.stem for p in (config_dir() / g).glob('*.yaml')))}" for g in groups]
+    return "\n".join(["choices:", *rows]) if rows else ""
+
+
+def _process_start() -> float:
+    """When this process began, so that imports are part of its device-hours."""
+    try:
+        import psutil
+
+        return float(psutil.Process().create_time())
+    except (ImportError, OSError):
+        return time.time()

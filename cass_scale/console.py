@@ -1,0 +1,87 @@
+"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console as Rich
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cass_scale.types import JSON
+
+BAR_EVERY = 0.1  # seconds between redraws of the bar
+
+
+def summary(row: JSON, rank: str) -> str:
+    """One metrics row in one line: loss, images/s, waiting for data, effective rank, device-hours."""
+    parts = [
+        f"loss {row['loss']:.4f}",
+        f"{row['images_per_s']:.1f} images/s",
+        f"data wait {100 * row['data_wait']:.0f} %",
+        rank,
+        f"{row['device_hours']:.4f} device-h",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def ranks(row: JSON) -> str:
+    """The effective rank of each arm's features, where this row has it."""
+    found = [f"{key.split('/')[1]} {value:.1f}" for key, value in row.items() if key.endswith("/rankme_features")]
+    return f"rank {', '.join(found)}" if found else ""
+
+
+class Console:
+    """Prints on rank 0 only. `quiet` keeps warnings and drops the rest."""
+
+    def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
+        self.main, self.quiet = main, quiet
+        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawn = 0.0
+        self._rank = ""
+
+    def say(self, text: str) -> None:
+        """A plain line."""
+        if self.main and not self.quiet:
+            self.rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that must be seen."""
+        if self.main:
+            self.rich.print(text, style="bold yellow", markup=False)
+
+    def bar(self, total: int, done: int) -> Console:
+        """Start a progress bar over `total` steps; use as a context."""
+        if self.main and not self.quiet and self.rich.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.rich, auto_refresh=False)
+            self._task = self._bar.add_task("", total=total, completed=done)
+            self._bar.start()
+        return self
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def step(self, done: int) -> None:
+        """Move the bar, redrawing at most ten times a second."""
+        if self._bar is not None and self._task is not None and time.monotonic() - self._drawn > BAR_EVERY:
+            self._drawn = time.monotonic()
+            self._bar.update(self._task, completed=done, refresh=True)
+
+    def row(self, row: JSON, total: int) -> None:
+        """Show one metrics row."""
+        self._rank = ranks(row) or self._rank  # measured at fewer steps than the rest
+        if "loss" not in row:
+            return  # the look before the first step
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=summary(row, self._rank), refresh=True)
+        else:
+            self.say(f"step {row['step']}/{total}  epoch {row['epoch']}  {summary(row, self._rank)}")

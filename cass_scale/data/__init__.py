@@ -1,0 +1,1 @@
+"""From files to batches: manifests, splits, decoding, the global plan, the folder stream, embedded sets."""

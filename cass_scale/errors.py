@@ -1,0 +1,71 @@
+"""What a person can meet: each error says what failed, which key or file, and what would work."""
+
+from __future__ import annotations
+
+EXIT_OK, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 0, 2, 3, 75  # 75 is EX_TEMPFAIL: a scheduler may requeue
+
+
+class CassScaleError(Exception):
+    """Base of all errors that are printed without a traceback; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class ConfigError(CassScaleError):
+    """One or more problems of the configuration, found before any device is touched."""
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = list(problems)
+        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{head} in the configuration:", *(f"  - {p}" for p in problems)]))
+
+
+class DataError(CassScaleError):
+    """The data cannot be used: names the file or folder and what would work."""
+
+    exit_code = EXIT_DATA
+
+
+class StorageError(CassScaleError):
+    """A file of the run could not be written; what was there before is whole."""
+
+
+class NonFinite(CassScaleError):
+    """The loss is NaN or infinite; the last checkpoint is from before."""
+
+
+class Preempted(CassScaleError):
+    """The run was asked to stop and has saved; the same command continues it."""
+
+    exit_code = EXIT_PREEMPTED
+
+
+class Collapsed(CassScaleError):
+    """`train.on_collapse=stop` met a collapse; the run's record holds the evidence."""
+
+
+class MissingExtra(ConfigError):
+    """An optional package is not installed: names the extra, the pip line and the system packages."""
+
+    def __init__(self, package: str, extra: str, needed_for: str, system: str = "") -> None:
+        first = f" (first `apt-get install {system}`)" if system else ""
+        super().__init__(f"{needed_for} needs the package {package}: `pip install 'cass-scale[{extra}]'`{first}")
+
+
+class Problems:
+    """Collects configuration problems so that all of them are reported together."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def check(self, good: bool, message: str) -> None:
+        """Note `message` unless `good`."""
+        if not good:
+            self.found.append(message)
+
+    def raise_if_any(self) -> None:
+        """Raise one ConfigError with everything found so far."""
+        if self.found:
+            raise ConfigError(*self.found)

@@ -1,0 +1,1 @@
+"""What frozen or fine-tuned encoders are worth: protocols and scores."""

@@ -1,0 +1,164 @@
+"""The linear probe: L2-regularised logistic regression on frozen, standardised features.
+
+The objective is scikit-learn's (`LogisticRegression`; the tests compare the two), solved in the principal axes of
+the features with each axis scaled by its curvature, and for all labels of a multi-label set at once. Encoder features are
+so ill-conditioned that plain lbfgs does not converge in 1,000 iterations from C = 1 on; scaled it needs tens.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, softmax
+from sklearn.exceptions import ConvergenceWarning
+
+from cass_scale.evaluate.metrics import Array, Floats, finite, scores, targets
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: 1 / (weight of the penalty)
+FOLDS = 5
+FALLBACK = 2  # place in GRID that is taken where nothing can be held out
+MAX_ITER, TOLERANCE = 1000, 1e-5
+FLAT = 1e-6  # a feature that varies by less than this share of its size holds float32 rounding only
+
+
+def linear(
+    train_x: Array,
+    train_y: Array,
+    test_x: Array,
+    *,
+    classes: int,
+    multilabel: bool,
+    val_x: Array | None = None,
+    val_y: Array | None = None,
+    groups: Array | None = None,
+    seed: int = 0,
+) -> tuple[Floats, float]:
+    """Probability [M, C] of the rows of `test_x` [M, D] by a model of the train rows only, and the C it was fitted with.
+
+    C is the one of GRID with the highest macro F1 (metrics.py) on `val_x`, `val_y` if given, else on the pooled
+    predictions of stratified folds of the train rows that never split a group (`groups` int64 [N], -1 = none); on a tie
+    the strongest penalty. `train_y` is int64 [N], or 0/1 [N, C] when `multilabel`: one sigmoid per label, one C for all.
+    Classes are not weighted, as in the probes of DINOv2 (facebookresearch/dinov2 eval/log_regression.py), CLIP
+    (arXiv 2103.00020, A.3) and Kornblith et al. 2019: probabilities keep their meaning, and constant features
+    answer with the class frequencies. A label that never (or always) occurs in train gets probability 0 (or 1).
+
+    Warns (ConvergenceWarning) when a fit stopped early and (UserWarning) when C could not be chosen. Raises ValueError on NaN.
+    """
+    for what, x in (("train features", train_x), ("test features", test_x), ("val features", val_x)):
+        if x is not None:
+            finite(what, x)
+    if (val_x is None) != (val_y is None):
+        raise ValueError("linear needs both val_x and val_y, or neither")
+    wanted = targets("train_y", train_y, classes=classes, multilabel=multilabel)
+    if val_x is not None and val_y is not None:
+        both = _path(train_x, wanted, np.concatenate([val_x, test_x]), GRID, multilabel)
+        best = _best(val_y, both[:, : len(val_x)], multilabel)
+        return both[best, len(val_x) :], GRID[best]
+    fold = _folds(wanted, groups, seed)
+    best = FALLBACK
+    if fold.any():
+        best = _best(train_y, _held_out(train_x, wanted, fold, multilabel), multilabel)
+    else:
+        warnings.warn(f"linear probe: one group in train, nothing to hold out; C={GRID[best]}", stacklevel=2)
+    return _path(train_x, wanted, test_x, GRID[best : best + 1], multilabel)[0], GRID[best]
+
+
+def _best(truth: Array, candidates: Floats, multilabel: bool) -> int:
+    """Place in GRID of the highest macro F1 of `candidates` [len(GRID), N, C]; the first one on a tie."""
+    names = [str(c) for c in range(candidates.shape[2])]
+    found = [scores(truth, p, classes=names, multilabel=multilabel)["macro_f1"] for p in candidates]
+    kept = [f for f in found if f is not None]
+    if not kept:
+        warnings.warn(f"linear probe: no label occurs where C is chosen; C={GRID[FALLBACK]}", stacklevel=3)
+        return FALLBACK
+    return int(np.argmax(kept))
+
+
+def _folds(wanted: Floats, groups: Array | None, seed: int) -> NDArray[np.int64]:
+    """Fold of each row [N]: groups sorted by class and size, dealt like cards; all 0 with fewer than two groups.
+
+    A row counts by its rarest label, a group by its first row.
+    """
+    n, classes = wanted.shape
+    rarest = np.where(wanted > 0, wanted.sum(axis=0), np.inf).argmin(axis=1)
+    stratum = np.where(wanted.any(axis=1), rarest, classes)
+    own = np.arange(n)
+    key = own if groups is None else np.where(groups < 0, groups.max() + 1 + own, groups)
+    _, first, unit, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    order = np.lexsort((np.random.default_rng(seed).random(len(first)), size, stratum[first]))
+    dealt = np.empty(len(first), dtype=np.int64)
+    dealt[order] = np.arange(len(first)) % FOLDS
+    return np.asarray(dealt[unit])
+
+
+def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: bool) -> Floats:
+    out = np.empty((len(GRID), *wanted.shape))
+    for f in range(int(fold.max()) + 1):
+        held = fold == f
+        out[:, held] = _path(x[~held], wanted[~held], x[held], GRID, multilabel)
+    return out
+
+
+def _path(x: Array, wanted: Floats, at: Array, grid: tuple[float, ...], multilabel: bool) -> Floats:
+    """Probabilities [len(grid), len(at), C] of models of `x` [N, D]; each C starts from the solution of the one before."""
+    mean, axes, variance = _principal_axes(x)
+    z, z_at = (x - mean) @ axes, (at - mean) @ axes
+    frequency = wanted.mean(axis=0)
+    free = (frequency > 0) & (frequency < 1)
+    out = np.tile(frequency, (len(grid), len(at), 1))
+    weights = np.zeros((len(variance) + 1, int(free.sum())))
+    for i, c in enumerate(grid if free.any() else ()):
+        weights = _solve(z, wanted[:, free], variance, c, weights, multilabel)
+        logits = z_at @ weights[:-1] + weights[-1]
+        out[i][:, free] = expit(logits) if multilabel else softmax(logits, axis=1)
+    return out
+
+
+def _principal_axes(x: Array) -> tuple[Floats, Floats, Floats]:
+    """Mean [D], axes [D, R] that also standardise, and the variance [R] along each, of `x` [N, D].
+
+    A rotation leaves the L2 penalty as it is, and axes without variance never get a weight: nothing is lost.
+    """
+    x = x.astype(np.float64)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    flat = spread <= FLAT * np.abs(x).max(axis=0)
+    scale = np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, spread))
+    z = (x - mean) * scale
+    n, d = z.shape
+    variance, vectors = np.linalg.eigh((z.T @ z if n >= d else z @ z.T) / n)
+    keep = variance > 1e-10 * variance[-1]
+    variance, vectors = variance[keep], vectors[:, keep]
+    if n < d:
+        vectors = z.T @ vectors / np.sqrt(n * variance)
+    return mean, scale[:, None] * vectors, variance
+
+
+def _solve(z: Floats, wanted: Floats, variance: Floats, c: float, start: Floats, multilabel: bool) -> Floats:
+    """Weights [R + 1, K], the last row the intercepts: the minimum of mean loss + |weights|^2 / (2 c N), by L-BFGS."""
+    n, penalty = len(z), 1.0 / (c * len(z))
+    curvature = 0.25 * variance + penalty  # bounds the diagonal of the Hessian of either loss
+    scale = np.append(1.0 / np.sqrt(curvature), 1.0)[:, None]
+    ridge = np.append(penalty / curvature, 0.0)[:, None]
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        scaled = flat.reshape(start.shape)
+        weights = scaled * scale
+        logits = z @ weights[:-1] + weights[-1]
+        if multilabel:
+            loss, p = float(np.logaddexp(0, logits).sum() - (wanted * logits).sum()), expit(logits)
+        else:
+            log_p = log_softmax(logits, axis=1)
+            loss, p = -float((wanted * log_p).sum()), np.exp(log_p)
+        error = (p - wanted) / n
+        gradient = np.vstack([z.T @ error, error.sum(axis=0)]) * scale + ridge * scaled
+        return loss / n + float((ridge * scaled**2).sum()) / 2, gradient.ravel()
+
+    options = {"maxiter": MAX_ITER, "gtol": TOLERANCE, "ftol": 64 * np.finfo(np.float64).eps}
+    found = minimize(objective, (start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
+    if not found.success:
+        what = f"linear probe: C={c:g} stopped before it converged, after {found.nit} iterations"
+        warnings.warn(f"{what} ({found.message})", ConvergenceWarning, stacklevel=2)
+    return np.asarray(found.x.reshape(start.shape) * scale)

@@ -1,0 +1,21 @@
+"""Objectives: pure functions of two arms' outputs x, y [B, K] -> scalar, computed in float32."""
+
+from cass_scale.losses.barlow import barlow
+from cass_scale.losses.cosine import cosine, noise_rule
+from cass_scale.losses.focal import class_weights, focal
+from cass_scale.losses.fp32 import fp32
+from cass_scale.losses.infonce import infonce
+from cass_scale.losses.sinkhorn import sinkhorn
+from cass_scale.losses.vicreg import vicreg
+
+__all__ = [
+    "barlow",
+    "class_weights",
+    "cosine",
+    "focal",
+    "fp32",
+    "infonce",
+    "noise_rule",
+    "sinkhorn",
+    "vicreg",
+]

@@ -1,0 +1,94 @@
+"""CASS: two encoders of different kinds look at one view; the objective compares their outputs.
+
+Singh, Cirrone 2023, arXiv 2301.12025, section 3 and algorithm 1; the notebook of the authors' repository
+(pranavsinghps1/CASS @ 3efacfe) for what the text leaves open. `configs/method/cass*.yaml` name the variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cass_scale.encoders import Encoder
+from cass_scale.losses.cosine import noise_rule
+from cass_scale.methods.base import Method, views_by_arm
+from cass_scale.types import ArmOutput, Batch, Progress, StepOutput
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+class Arm(nn.Module):
+    """An encoder and what turns its features [B, dim] into outputs [B, K]."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, view: Tensor) -> ArmOutput:
+        """View float [B, 3, S, S] in [0, 1] -> features [B, dim], outputs [B, K]."""
+        features = self.encoder(view)
+        return ArmOutput(features, self.head(features))
+
+
+def projector(dim: int, hidden: int, outputs: int) -> nn.Module:
+    """A small BatchNorm projector: its batch statistics alone keep outputs from becoming one constant."""
+    return nn.Sequential(
+        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    )
+
+
+class CASS(Method):
+    """Two arms, one view, one objective between their outputs; `2 - 2 cos` in the paper.
+
+    `projection` > 0 replaces both heads by BatchNorm projectors of that output width. `frozen` gives the null
+    control: learning rate 0, so that only BatchNorm's running statistics move, as in the authors' recorded run.
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, tuple[Encoder, nn.Linear]],
+        objective: Objective,
+        *,
+        projection: int = 0,
+        projection_hidden: int = 512,
+        frozen: bool = False,
+        noise_rule: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        heads = {
+            name: projector(e.dim, projection_hidden, projection) if projection else head
+            for name, (e, head) in encoders.items()
+        }
+        self.arms = nn.ModuleDict({name: Arm(encoder, heads[name]) for name, (encoder, _) in encoders.items()})
+        self.objective = objective
+        self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
+
+    def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
+        """One pass through both arms; the loss of this micro-batch and the mean cosine between the arms."""
+        x, y = (out.outputs for out in self.outputs(views).values())
+        if self.noise_rule:
+            x, y = noise_rule(x, y, seed=self.seed, step=progress.step)
+        loss = self.objective(x, y)
+        agreement = F.cosine_similarity(x.detach().float(), y.detach().float()).mean()
+        return StepOutput(loss, {"agreement": agreement})
+
+    def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
+        """Features and outputs per arm, in the order of the configuration."""
+        by_arm = views_by_arm(views, self.arms)
+        return {name: arm(by_arm[name]) for name, arm in self.arms.items()}
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Both encoders, without their heads."""
+        return {name: arm.encoder for name, arm in self.arms.items()}  # type: ignore[misc]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group per arm, so that each may have its own optimizer (Table 10)."""
+        scale = 0.0 if self.frozen else 1.0
+        return [
+            {"params": list(arm.parameters()), "lr_scale": scale, "algorithm": arm.encoder.spec.optimizer, "arm": name}  # type: ignore[union-attr]
+            for name, arm in self.arms.items()
+        ]

@@ -1,0 +1,241 @@
+"""Runs read back from their folders, and their scores beside the controls. Never imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cass_scale import records
+from cass_scale.errors import DataError
+from cass_scale.types import JSON
+
+NULL = "cass_null"
+METRICS = {"macro_f1": "Macro F1", "balanced_accuracy": "Balanced accuracy", "auc": "AUC"}
+PROTOCOLS = {"knn": "k-nearest neighbours", "linear": "Linear probe", "finetune": "Fine-tuning, end to end"}
+CONTROLS = {"initial": "initial weights, untouched", "random": "random weights, untrained"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: its record, its logged rows and its evaluations."""
+
+    folder: Path
+    name: str
+    record: JSON
+    rows: list[JSON] = field(default_factory=list)
+    evaluations: list[JSON] = field(default_factory=list)
+
+    def part(self, key: str) -> JSON:
+        """A sub-object of the record; {} when the run ended before it was written."""
+        value = self.record.get(key)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.record.get("method", "?"))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run reached its end: only then may its scores be compared."""
+        return self.record.get("status") == "done"
+
+    @property
+    def collapse(self) -> list[JSON]:
+        """Warnings of the monitor, in the order of steps; the null control learns nothing, so it has none."""
+        found = [] if self.method == NULL else self.record.get("collapse") or []
+        return sorted(found, key=lambda entry: entry.get("step") or 0)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score, its difference to the null control, and what that difference is worth."""
+
+    value: float | None
+    delta: float | None = None
+    verdict: str = ""  # above | below | within noise | '' without a null control
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Scores of one arm of one run, or of a control."""
+
+    arm: str
+    label: str
+    run: Run
+    kind: str  # run | null | initial | random
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One protocol on one data set, for runs with the same arms, image size and seed."""
+
+    protocol: str
+    data: str
+    split: str
+    n_train: int
+    n_test: int
+    arms: dict[str, JSON]
+    image_size: Any
+    seed: Any
+    rows: list[Row]
+    notes: list[str]
+
+    @property
+    def noise(self) -> float:
+        """Half width of a 95 % binomial interval at its widest: differences below it are noise."""
+        return 1.96 * math.sqrt(0.25 / max(1, self.n_test))
+
+
+def load(folder: Path) -> tuple[list[Run], list[str]]:
+    """All readable runs below `folder`, and a note for every file that could not be read.
+
+    Raises DataError when there is no run, none is readable, or a record is of a newer schema.
+    """
+    folders = records.find_runs(folder)
+    if not folders:
+        raise DataError(f"no run.json under {folder}; run `cass-scale pretrain` first")
+    runs: list[Run] = []
+    notes: list[str] = []
+    for place in folders:
+        record = _readable(place / records.RUN, notes)
+        if record is not None:
+            name = place.relative_to(folder).as_posix()
+            name = place.resolve().name if name == "." else name
+            runs.append(Run(place, name, record, _rows(place, notes), list(_evaluations(place, notes))))
+    if not runs:
+        raise DataError(f"no readable run.json under {folder}: " + "; ".join(notes))
+    return runs, notes
+
+
+def _readable(path: Path, notes: list[str]) -> JSON | None:
+    try:
+        value = records.read_json(path)
+    except DataError as why:
+        notes.append(f"Left out: {why}")
+        return None
+    if "schema" not in value:
+        notes.append(f"Left out: {path} has no schema number; it was not written by cass-scale")
+        return None
+    records.check_schema(value, path)
+    return value
+
+
+def _rows(folder: Path, notes: list[str]) -> list[JSON]:
+    try:
+        return records.read_metrics(folder / records.METRICS)
+    except DataError as why:
+        notes.append(f"Without curves: {why}")
+        return []
+
+
+def _evaluations(folder: Path, notes: list[str]) -> Iterator[JSON]:
+    for path in sorted((folder / "evaluate").glob("*.json")):
+        value = _readable(path, notes)
+        if value is not None and not {"protocol", "weights", "n_test", "arms"} <= value.keys():
+            notes.append(f"Left out: {path} is not an evaluation; it lacks protocol, weights, n_test or arms")
+        elif value is not None:
+            yield value
+
+
+def tables(runs: Iterable[Run]) -> list[Table]:
+    """Score tables of the finished runs, grouped so that the rows of a table may be compared."""
+    groups: dict[tuple[str, ...], list[tuple[Run, JSON]]] = defaultdict(list)
+    for run in runs:
+        for evaluation in run.evaluations if run.done else []:
+            groups[_group(run, evaluation)].append((run, evaluation))
+    found = [_table(members) for members in groups.values()]
+    order = list(PROTOCOLS)
+    return sorted(found, key=lambda t: (t.data, order.index(t.protocol) if t.protocol in order else 9))
+
+
+def _group(run: Run, evaluation: JSON) -> tuple[str, ...]:
+    data = evaluation.get("data") or {}
+    fixed = [evaluation.get(key) for key in ("protocol", "split", "n_train", "n_test", "seed")]
+    own = [sorted(run.part("arms").items()), run.record.get("image_size"), run.record.get("seed")]
+    return tuple(str(part) for part in [data.get("name"), data.get("fingerprint"), *fixed, *own])
+
+
+def _table(members: list[tuple[Run, JSON]]) -> Table:
+    run, first = members[0]
+    notes: list[str] = []
+    rows = _reference_rows(members)
+    for member, evaluation in members:
+        if evaluation["weights"] == "run":
+            kind = "null" if member.method == NULL else "run"
+            label = "null control" if kind == "null" else member.method
+            rows += [Row(arm, label, member, kind, _cells(s)) for arm, s in evaluation["arms"].items()]
+    table = Table(
+        protocol=first["protocol"],
+        data=str((first.get("data") or {}).get("name", "?")),
+        split=str(first.get("split", "test")),
+        n_train=first.get("n_train") or 0,
+        n_test=first["n_test"],
+        arms=run.part("arms"),
+        image_size=run.record.get("image_size"),
+        seed=run.record.get("seed"),
+        rows=rows,
+        notes=notes,
+    )
+    _compare(table)
+    kinds = ["run", "null", "initial", "random"]
+    table.rows.sort(key=lambda row: (row.arm, kinds.index(row.kind)))
+    return table
+
+
+def _cells(scores: JSON) -> dict[str, Cell]:
+    return {metric: Cell(scores.get(metric)) for metric in METRICS}
+
+
+def _reference_rows(members: list[tuple[Run, JSON]]) -> list[Row]:
+    """Initial and random weights: many runs may have scored them, equal scores are one row."""
+    rows: list[Row] = []
+    for run, evaluation in members:
+        for arm, scores in evaluation["arms"].items() if evaluation["weights"] in CONTROLS else []:
+            kind = evaluation["weights"]
+            row = Row(arm, CONTROLS[kind], run, kind, _cells(scores))
+            if not any((r.arm, r.kind, r.cells) == (row.arm, row.kind, row.cells) for r in rows):
+                rows.append(row)
+    return rows
+
+
+def _compare(table: Table) -> None:
+    """Fill the differences to the null control; mark a best score only where it leads by more than noise."""
+    for place, row in enumerate(table.rows):
+        null = _null_of(row, table.rows)
+        if row.kind == "run" and null is None:
+            table.notes.append(
+                f"No null control for {row.run.name}, {row.arm}: run method={NULL} with the same data, arms "
+                "and seed, and evaluate it; without it nobody can tell learning from batch-norm statistics."
+            )
+        cells = {m: _judge(table, row, m, null if row.kind != "null" else None) for m in METRICS}
+        table.rows[place] = Row(row.arm, row.label, row.run, row.kind, cells)
+
+
+def _null_of(row: Row, rows: list[Row]) -> Row | None:
+    nulls = [r for r in rows if r.kind == "null" and r.arm == row.arm]
+    same = [
+        r for r in nulls if r.run.part("data").get("fingerprint") == row.run.part("data").get("fingerprint")
+    ]
+    return max(same, key=lambda r: str(r.run.record.get("started")), default=None)
+
+
+def _judge(table: Table, row: Row, metric: str, null: Row | None) -> Cell:
+    value = row.cells[metric].value
+    if value is None:
+        return Cell(None)
+    others = [r.cells[metric].value for r in table.rows if r.arm == row.arm and r is not row]
+    rivals = [other for other in others if other is not None]
+    best = bool(rivals) and all(value - other > table.noise for other in rivals)
+    base = null.cells[metric].value if null else None
+    if base is None:
+        return Cell(value, best=best)
+    delta = value - base
+    verdict = "within noise" if abs(delta) <= table.noise else ("above" if delta > 0 else "below")
+    return Cell(value, delta, verdict, best)

@@ -1,0 +1,87 @@
+"""One run folder: its record, metrics, checkpoints, meter and console, and the right to write there."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from cass_scale import records
+from cass_scale.checkpoint import Checkpoints
+from cass_scale.console import Console
+from cass_scale.errors import ConfigError
+from cass_scale.meter import Meter
+from cass_scale.types import JSON
+
+Track = Callable[[JSON, int], None]
+
+
+class Run:
+    """Everything a loop leaves behind. Only the main rank writes; the others keep clocks and stay silent."""
+
+    def __init__(self, folder: Path, meter: Meter, console: Console, *, keep: int = 2, main: bool = True) -> None:
+        self.folder, self.meter, self.console, self.main = folder, meter, console, main
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep)
+        self.metrics = records.MetricsLog(folder / records.METRICS)
+        self.track: Track = lambda row, step: None
+        self.collapse: list[JSON] = list(records.read(folder)["collapse"]) if main else []
+        self.last: JSON = {}
+
+    def log(self, row: JSON, total: int) -> None:
+        """Append one metrics row, show it, and send it to the trackers."""
+        self.last = row
+        if self.main:
+            self.metrics.append(row)
+            self.console.row(row, total)
+            self.track(row, row["step"])
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json, with the meter's state as of now."""
+        if self.main:
+            records.update(self.folder, **self.meter.report(), **fields)
+
+    def note_collapse(self, step: int, found: list[tuple[str, str]]) -> bool:
+        """Record arms that were seen collapsed for the first time; True when there is a new one."""
+        known = {entry["arm"] for entry in self.collapse}
+        new = [{"step": step, "arm": arm, "why": why} for arm, why in found if arm not in known]
+        self.collapse += new
+        for entry in new:
+            self.console.warn(f"COLLAPSE at step {step}, {entry['arm']}: {entry['why']}")
+        if new:
+            self.update(collapse=self.collapse)
+        return bool(new)
+
+    def rewind(self, step: int, meter_state: Mapping[str, Any]) -> None:
+        """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows are dropped."""
+        rows = records.read_metrics(self.metrics.path)
+        self.meter.load(dict(meter_state), lost_until=rows[-1]["seconds"] if rows else 0.0)
+        self.collapse = [entry for entry in self.collapse if entry["step"] <= step]
+        if self.main:
+            self.metrics.truncate(step)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold the folder for this process until it ends; the kernel lets go even after `kill -9`.
+
+    Raises ConfigError when another process holds it.
+    """
+    handle = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise ConfigError(f"run.dir={folder} is in use by another process; wait for it or choose another run.dir") from error
+    return handle
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two resolved configurations, as `key: old -> new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found += differences(was, now, f"{name}.")
+        elif was != now:
+            found.append(f"{name}: {was} -> {now}")
+    return found

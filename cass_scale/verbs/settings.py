@@ -1,0 +1,144 @@
+"""Checks of configuration values, all of them before any device or file is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cass_scale import encoders
+from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
+from cass_scale.errors import Problems
+from cass_scale.types import JSON
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _whole(low: int) -> Rule:
+    return (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f"a whole number of at least {low}")
+
+
+def _number(low: float, high: float = float("inf")) -> Rule:
+    text = f"a number from {low:g} to {high:g}" if high < float("inf") else f"a number of at least {low:g}"
+    return (lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high, text)
+
+
+def _choice(*choices: str) -> Rule:
+    return (lambda v: v in choices, "one of " + ", ".join(choices))
+
+
+def _or_null(rule: Rule) -> Rule:
+    return (lambda v: v is None or rule[0](v), f"{rule[1]}, or null")
+
+
+def _auto_or(rule: Rule) -> Rule:
+    return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
+
+
+BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
+DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+
+PRETRAIN: dict[str, Rule] = {
+    "seed": _whole(0),
+    "train.batch_size": _whole(2),
+    "train.epochs": _whole(1),
+    "train.max_steps": _or_null(_whole(1)),
+    "train.accumulate": _whole(1),
+    "train.clip": _or_null(_number(0)),
+    "train.clear_gradients": BOOL,
+    "train.device": DEVICE,
+    "train.precision": PRECISION,
+    "train.channels_last": BOOL,
+    "train.log_every": _whole(1),
+    "train.save_every": _whole(1),
+    "train.keep": _whole(1),
+    "train.on_collapse": _choice("warn", "stop"),
+    "train.trackers": (lambda v: isinstance(v, list) and set(v) <= set(TRACKERS), f"a list of {', '.join(TRACKERS)}"),
+    "monitor.every": _auto_or(_whole(1)),
+    "monitor.images": _whole(4),
+    "optim.name": _choice("adam", "adamw", "sgd"),
+    "optim.lr": _number(0),
+    "optim.weight_decay": _number(0),
+    "optim.momentum": _number(0, 1),
+    "schedule.kind": _choice("constant", "cosine", "cosine16"),
+    "schedule.warmup": _number(0, 1),
+    "schedule.floor": _number(0),
+    "swa.enabled": BOOL,
+    "swa.start": _number(0, 1),
+    "swa.every": _whole(1),
+    "normalise": _choice("weights", "imagenet"),
+    "data.noise": BOOL,
+    "stream.workers": _auto_or(_whole(0)),
+    "stream.cache_bytes": _whole(0),
+    "arms.image_size": _whole(16),
+    "views.per_arm": _choice("shared", "own"),
+    "method.projection": _whole(0),
+    "method.projection_hidden": _whole(1),
+}
+EVALUATE: dict[str, Rule] = {
+    "weights": _choice("run", "initial", "random"),
+    "seed": _whole(0),
+    "batch_size": _whole(1),
+    "device": DEVICE,
+    "precision": PRECISION,
+    "protocol.k": _whole(1),
+    "protocol.temperature": _number(0),
+    "protocol.epochs": _whole(1),
+    "protocol.batch_size": _whole(2),
+    "protocol.lr": _number(0),
+    "protocol.weighting": _choice("none", "inverse", "official"),
+}
+
+
+def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> None:
+    """Hold every value that has a rule against it."""
+    for key, (good, wanted) in rules.items():
+        found, value = _find(config, key)
+        if found:
+            problems.check(good(value), f"{key}={value}: {wanted} is needed")
+
+
+def _find(config: JSON, key: str) -> tuple[bool, Any]:
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False, None
+        node = node[part]
+    return True, node
+
+
+def arm_specs(config: JSON, problems: Problems) -> dict[str, ArmSpec]:
+    """The arms of a configuration, checked; the same normalisation for both where `normalise=imagenet`."""
+    size = config["arms"]["image_size"]
+    specs: dict[str, ArmSpec] = {}
+    for name, node in config["arms"].items():
+        if not isinstance(node, dict):
+            continue
+        spec = ArmSpec(**{k: tuple(v) if k in ("mean", "std") and v else v for k, v in node.items()})
+        if config.get("normalise") == "imagenet":
+            spec = ArmSpec(**{**vars(spec), "mean": spec.mean or IMAGENET_MEAN, "std": spec.std or IMAGENET_STD})
+        if isinstance(size, int):
+            for text in encoders.check(name, spec, size, encoders.weights_dir()):
+                problems.check(False, text)
+        problems.check(spec.optimizer in (None, "adam", "adamw", "sgd"), f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed")
+        specs[name] = spec
+    problems.check(len(specs) == 2, f"arms: {len(specs)} arms ({', '.join(specs)}); CASS compares exactly two")
+    widths = {spec.outputs for spec in specs.values()}
+    problems.check(len(widths) == 1, f"arms.*.outputs: {sorted(widths)}; the objective compares outputs of one width")
+    return specs
+
+
+def writable(folder: Path) -> bool:
+    """Whether a folder exists or could be made here."""
+    here = folder
+    while not here.exists():
+        here = here.parent
+    return here.is_dir() and os.access(here, os.W_OK)
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of `packages` that cannot be imported, found without importing them."""
+    return [name for name in packages if find_spec(name) is None]

@@ -1,0 +1,137 @@
+"""Parts of a run made from plain configuration values: what pretraining and fine-tuning share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from cass_scale import encoders, optim, precision
+from cass_scale.data.manifest import Manifest
+from cass_scale.data.noise import NoiseStream
+from cass_scale.data.plan import Plan
+from cass_scale.encoders import ArmSpec
+from cass_scale.errors import ConfigError
+from cass_scale.methods.base import Method
+from cass_scale.types import JSON, Stream
+
+Build = Callable[..., Any]
+PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes, and how."""
+
+    device: torch.device
+    precision: precision.Resolved
+    accelerator: Accelerator
+
+    @property
+    def rank(self) -> int:
+        """This process's rank."""
+        return int(self.accelerator.process_index)
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return int(self.accelerator.num_processes)
+
+    def record(self) -> JSON:
+        """For run.json."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        return {"kind": self.device.type, "name": name, "count": self.world, "cores": len(os.sched_getaffinity(0))}
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def without(node: JSON, *names: str) -> JSON:
+    """A copy of `node` without some keys."""
+    return {key: value for key, value in node.items() if key not in names}
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device of this rank. Raises ConfigError when CUDA is asked for and absent."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch sees no CUDA device; use device=cpu, or run `cass-scale doctor`")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def open_place(device: torch.device, resolved: precision.Resolved, *, project: Path, trackers: list[str]) -> Place:
+    """Accelerate set up for the device and precision that were resolved, whatever its own configuration says."""
+    precision.apply(resolved)
+    AcceleratorState._reset_state(reset_partial_state=False)  # a second run in one process may differ in precision
+    accelerator = Accelerator(
+        mixed_precision=resolved.name if resolved.autocast_dtype else "no",
+        cpu=device.type == "cpu",
+        log_with=trackers or None,
+        project_dir=str(project),
+        step_scheduler_with_optimizer=False,
+    )
+    return Place(accelerator.device, resolved, accelerator)
+
+
+def workers(asked: int | str) -> int:
+    """Processes that decode beside this rank; auto leaves one core of its share to the rank itself, at most 8."""
+    if isinstance(asked, int):
+        return asked
+    cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(0, min(8, cores - 1))
+
+
+def open_stream(stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any) -> Stream:
+    """A stream of the configured kind over a plan."""
+    node = {**stream, "workers": workers(stream["workers"])}
+    made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
+    return made
+
+
+def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
+    few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
+    stream = open_stream({**config["stream"], "workers": 0, "cache_bytes": 0}, build, manifest, few, config["arms"]["image_size"], place)
+    batch = next(iter(noisy(config, stream).epoch(0)))
+    return batch.images, batch.index
+
+
+def noisy(config: JSON, stream: Stream) -> Stream:
+    """The stream, or with `data.noise` the same stream with its images replaced by Gaussian noise."""
+    return NoiseStream(stream, config["seed"]) if config["data"]["noise"] else stream
+
+
+def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: bool = True) -> Method:
+    """Encoders from their specifications, then the method around them. Same seed, same random weights."""
+    size, seed = config["arms"]["image_size"], config["seed"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # projectors are initialised by the method
+        arms = {name: encoders.build(spec, size, seed + i, load=load) for i, (name, spec) in enumerate(specs.items())}
+        method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
+    return method
+
+
+def make_optimizer(method: Method, keys: JSON, device: torch.device) -> torch.optim.Optimizer:
+    """One optimizer over the method's groups; fused kernels where the device has them."""
+    return optim.build(
+        method.param_groups(),
+        name=keys["name"],
+        lr=keys["lr"],
+        weight_decay=keys["weight_decay"],
+        momentum=keys["momentum"],
+        fused=device.type in ("cuda", "cpu"),
+    )

@@ -1,0 +1,199 @@
+"""Views of images: batched, on the images' device, from a description and not from code.
+
+A view is sampled (`sample_crop`: a pure function of seed, epoch, sample id and view number) and then applied
+(`apply_crop`: one colour matrix, one warp). What differs from the same chain of torchvision transforms:
+
+- pixels are clamped to 0..1 once, after all colour, not after each factor: the factors' order has no effect;
+- contrast turns about the mean luma of the whole source, not of the crop or of the already distorted image;
+- hue turns chroma about the luma axis (YIQ), which is linear, where torchvision turns HSV's hexagon;
+- there is one interpolation, bilinear, where torchvision resizes, warps, and rotates to the nearest pixel;
+- boxes of random crops have real, not whole, coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cass_scale import rng
+from cass_scale.colour import FULL_SCALE, apply_colour, colour_matrix, mean_luma
+from cass_scale.types import ARMS, Crop, Jitter, Stage, ViewSpec
+from cass_scale.warp import crop_map, flip_map, perspective_map, rotation_map, shrink, warp_
+
+# The table of draws. Each use has its own columns, so no option shifts the numbers of another one.
+TRIES = 10  # as torchvision's RandomResizedCrop
+AREA, ASPECT, LEFT, TOP, VFLIP, HFLIP = 0, TRIES, 20, 21, 22, 23
+CROP_DRAWS, STAGE_DRAWS = 24, 16
+# Columns within a stage's block. CORNERS are eight: x, y of top left, top right, bottom right, bottom left.
+APPLY, CHOOSE, BRIGHTNESS, CONTRAST, SATURATION, HUE, PERSPECTIVE, CORNERS, ANGLE = 0, 1, 2, 3, 4, 5, 6, 7, 15
+
+SHRINK_ABOVE = 1.5  # source pixels per output pixel that one bilinear tap can read without visible aliasing
+
+
+class CropParams(NamedTuple):
+    """What was drawn for each of B samples; `apply_crop` needs nothing else."""
+
+    maps: Tensor  # float32 [B, 3, 3]: point of the output -> point of the source, see `warp`
+    brightness: Tensor  # float64 [B]: product of the drawn factors, 1 where none was
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor  # float64 [B]: sum of the drawn angles in turns
+
+
+@torch.no_grad()
+def make_views(images: Tensor, spec: ViewSpec, index: Tensor, *, seed: int, epoch: int) -> list[Tensor]:
+    """uint8 or uint16 `images` [B, 3, H, W] of sample ids `index` [B] -> `spec.number` views.
+
+    Each view is float32 [B, 3, size, size] in 0..1, not normalised. Under `per_arm="own"` the first arm's
+    views come first, and they are those of `per_arm="shared"`. A view depends on nothing but the image, seed,
+    epoch, id and view number. Raises TypeError or ValueError on another dtype or shape.
+    """
+    _check(images, index)
+    crops = [(crop, _prefilter(images, crop)) for crop in spec.crops]
+    contrast = any(stage.jitter and stage.jitter.contrast for crop in spec.crops for stage in crop.stages)
+    mean = mean_luma(images) if contrast else torch.zeros_like(index, dtype=torch.float64)
+    aspect = images.shape[3] / images.shape[2]
+    views: list[Tensor] = []
+    for crop, source in crops * (ARMS if spec.per_arm == "own" else 1):
+        for _ in range(crop.count):
+            params = sample_crop(crop, index, seed=seed, epoch=epoch, view=len(views), aspect=aspect)
+            views.append(apply_crop(source, params, crop.size, mean))
+    return views
+
+
+def _check(images: Tensor, index: Tensor) -> None:
+    if images.dtype not in (torch.uint8, torch.uint16):
+        raise TypeError(f"images are {images.dtype}; views are made from torch.uint8 or torch.uint16")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images have shape {tuple(images.shape)}; views are made from [B, 3, H, W]")
+    if index.shape != images.shape[:1] or index.dtype != torch.int64:
+        n = len(images)
+        raise ValueError(f"index is {index.dtype} {tuple(index.shape)}; {n} images need torch.int64 ({n},)")
+
+
+def sample_crop(
+    crop: Crop, index: Tensor, *, seed: int, epoch: int, view: int, aspect: float = 1.0
+) -> CropParams:
+    """Draw view number `view` for the sample ids `index` [B]; `aspect` is the source's width / height."""
+    u = rng.uniform(seed, epoch, index, view, CROP_DRAWS + STAGE_DRAWS * len(crop.stages)).double()
+    maps = torch.eye(3, dtype=u.dtype, device=u.device).repeat(len(u), 1, 1)
+    colours = [torch.ones_like(u[:, 0]) for _ in range(3)] + [torch.zeros_like(u[:, 0])]
+    if min(crop.scale) < 1:
+        maps = crop_map(*_box(crop, u, aspect))
+    for number, stage in enumerate(crop.stages):
+        draws = u[:, CROP_DRAWS + STAGE_DRAWS * number :][:, :STAGE_DRAWS]
+        recolour, distort = _chosen(stage, draws)
+        if stage.jitter:
+            colours = _jitter(stage.jitter, draws, recolour, colours)
+        maps = maps @ _distortion(stage, draws, distort, crop.size)
+    maps = maps @ flip_map(u[:, VFLIP] < crop.vflip, u[:, HFLIP] < crop.hflip)
+    return CropParams((maps / maps[:, 2:, 2:]).float(), *colours)
+
+
+def _box(crop: Crop, u: Tensor, aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """RandomResizedCrop: the first of TRIES boxes that fits, else the largest centred one; fractions [B]."""
+    low, high = (math.log(r) for r in crop.ratio)
+    area = crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u[:, AREA : AREA + TRIES]
+    ratio = torch.exp(low + (high - low) * u[:, ASPECT : ASPECT + TRIES])
+    width, height = torch.sqrt(area * ratio / aspect), torch.sqrt(area / ratio * aspect)
+    fits = (width <= 1) & (height <= 1)
+    first, any_fits = fits.int().argmax(1, keepdim=True), fits.any(1)
+    width = torch.where(any_fits, width.gather(1, first)[:, 0], min(1.0, crop.ratio[1] / aspect))
+    height = torch.where(any_fits, height.gather(1, first)[:, 0], min(1.0, aspect / crop.ratio[0]))
+    left = torch.where(any_fits, u[:, LEFT], 0.5) * (1 - width)
+    top = torch.where(any_fits, u[:, TOP], 0.5) * (1 - height)
+    return left, top, width, height
+
+
+def _chosen(stage: Stage, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples [B] the stage recolours and which it distorts."""
+    on = draws[:, APPLY] < stage.p
+    if stage.choose == "all" or not (stage.jitter and (stage.perspective or stage.degrees)):
+        return on, on
+    first = draws[:, CHOOSE] < 0.5
+    return on & first, on & ~first
+
+
+def _jitter(jitter: Jitter, draws: Tensor, on: Tensor, colours: list[Tensor]) -> list[Tensor]:
+    columns = (BRIGHTNESS, CONTRAST, SATURATION)
+    widths = (jitter.brightness, jitter.contrast, jitter.saturation)
+    factors = []
+    for column, width in zip(columns, widths, strict=True):
+        low = max(0.0, 1.0 - width)
+        factors.append(torch.where(on, low + (1.0 + width - low) * draws[:, column], 1.0))
+    turns = torch.where(on, (2 * draws[:, HUE] - 1) * jitter.hue, 0.0)
+    return [c * f for c, f in zip(colours, factors, strict=False)] + [colours[3] + turns]
+
+
+def _distortion(stage: Stage, draws: Tensor, on: Tensor, size: int) -> Tensor:
+    """Perspective, then rotation; exactly the identity for samples [B] that are not `on`."""
+    maps = torch.eye(3, dtype=draws.dtype, device=draws.device).repeat(len(draws), 1, 1)
+    if stage.perspective:
+        most = int(stage.perspective * (size // 2))
+        shifts = (draws[:, CORNERS:ANGLE] * (most + 1)).floor().view(-1, 4, 2)
+        drawn = on & (draws[:, PERSPECTIVE] < stage.perspective_p)
+        maps = torch.where(drawn[:, None, None], perspective_map(shifts, size), maps)
+    if stage.degrees:
+        maps = maps @ rotation_map(torch.where(on, (2 * draws[:, ANGLE] - 1) * stage.degrees, 0.0))
+    return maps
+
+
+@torch.no_grad()
+def apply_crop(images: Tensor, params: CropParams, size: int, mean: Tensor | None = None) -> Tensor:
+    """uint8, uint16 or float32 (0..1) `images` [B, 3, H, W] -> float32 [B, 3, size, size] in 0..1.
+
+    `mean` is their mean luma [B], computed here when absent. Colour comes first, so that borders stay black.
+    """
+    mean = mean_luma(images) if mean is None else mean
+    matrix = colour_matrix(*params[1:], mean)
+    return warp_(apply_colour(images, matrix), params.maps, size)
+
+
+def _prefilter(images: Tensor, crop: Crop) -> Tensor:
+    """Shrink a source with too many pixels so that a crop of the middle area meets `size` pixel for pixel."""
+    middle = (crop.scale[0] * crop.scale[1]) ** 0.25  # side of the crop of geometric mean area
+    goal = round(crop.size / middle)
+    height, width = (goal if n > SHRINK_ABOVE * goal else n for n in images.shape[2:])
+    if (height, width) == tuple(images.shape[2:]):
+        return images
+    return shrink(images, height, width, FULL_SCALE[images.dtype])
+
+
+def problems(spec: ViewSpec) -> list[str]:
+    """Everything wrong with `spec`, each with its key and what would work; empty when it can be used."""
+    found = [] if spec.crops else ["views.crops is empty; give at least one crop"]
+    if spec.per_arm not in ("shared", "own"):
+        found.append(f"views.per_arm={spec.per_arm}: choose shared or own")
+    for i, crop in enumerate(spec.crops):
+        key = f"views.crops[{i}]"
+        found += _outside(key, 1, math.inf, size=crop.size, count=crop.count)
+        found += _outside(key, 0, 1, vflip=crop.vflip, hflip=crop.hflip)
+        if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
+            found.append(f"{key}.scale={list(crop.scale)}: give two areas with 0 < first <= second <= 1")
+        if not 0 < crop.ratio[0] <= crop.ratio[1]:
+            found.append(f"{key}.ratio={list(crop.ratio)}: give two ratios with 0 < first <= second")
+        for j, stage in enumerate(crop.stages):
+            found += _stage_problems(f"{key}.stages[{j}]", stage)
+    return found
+
+
+def _stage_problems(key: str, stage: Stage) -> list[str]:
+    found = _outside(key, 0, 1, p=stage.p, perspective_p=stage.perspective_p)
+    found += _outside(key, 0, 0.9, perspective=stage.perspective)  # at 1 opposite corners may meet
+    found += _outside(key, 0, 180, degrees=stage.degrees)
+    if stage.choose not in ("all", "one"):
+        found.append(f"{key}.choose={stage.choose}: choose all or one")
+    if jitter := stage.jitter:
+        widths = {name: value for name, value in vars(jitter).items() if name != "hue"}
+        found += _outside(f"{key}.jitter", 0, math.inf, **widths) + _outside(
+            f"{key}.jitter", 0, 0.5, hue=jitter.hue
+        )
+    return found
+
+
+def _outside(key: str, low: float, high: float, **values: float) -> list[str]:
+    wanted = f"at least {low}" if high == math.inf else f"{low} to {high}"
+    return [f"{key}.{k}={v}: give {wanted}" for k, v in values.items() if not low <= v <= high]

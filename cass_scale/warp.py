@@ -1,0 +1,135 @@
+"""Geometry of views: maps [B, 3, 3] and the one interpolation that applies their product.
+
+A map takes a point of the output to the point of the source that it shows, both as (x, y, 1) with x and y
+from -1 to 1, edge to edge (`align_corners=False`), so that squashing to another size is the identity. `a @ b`
+shows the image after a, then b. Maps are float64 until they are final: sines and products then round to the
+same float32 for every batch size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _stack(*entries: Tensor | float) -> Tensor:
+    like = next(e for e in entries if isinstance(e, Tensor))
+    columns = [e if isinstance(e, Tensor) else torch.full_like(like, e) for e in entries]
+    return torch.stack(columns, -1).view(-1, 3, 3)
+
+
+def crop_map(left: Tensor, top: Tensor, width: Tensor, height: Tensor) -> Tensor:
+    """Show a box of the source, given in fractions of its sides, [B] each."""
+    return _stack(width, 0.0, 2 * left + width - 1, 0.0, height, 2 * top + height - 1, 0.0, 0.0, 1.0)
+
+
+def rotation_map(degrees: Tensor) -> Tensor:
+    """Turn a square image about its centre; positive is clockwise as in torchvision's `affine`, [B]."""
+    angle = degrees * (math.pi / 180)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return _stack(cos, sin, 0.0, -sin, cos, 0.0, 0.0, 0.0, 1.0)
+
+
+def flip_map(vflip: Tensor, hflip: Tensor) -> Tensor:
+    """Mirror upside down and / or left to right: bool [B] each."""
+    return _stack(1.0 - 2.0 * hflip.double(), 0.0, 0.0, 0.0, 1.0 - 2.0 * vflip.double(), 0.0, 0.0, 0.0, 1.0)
+
+
+def perspective_map(shifts: Tensor, size: int) -> Tensor:
+    """Pull the corners of a size x size image inwards by `shifts` [B, 4, 2] pixels (x, y).
+
+    Corners are top left, top right, bottom right, bottom left, at pixel coordinates 0 and size - 1 as in
+    torchvision's RandomPerspective. Closed form: Heckbert 1989, "Fundamentals of Texture Mapping", 2.2.3.
+    """
+    reach = max(size - 1, 1)
+    x, y = (shifts / reach).unbind(2)
+    x = torch.stack([x[:, 0], 1 - x[:, 1], 1 - x[:, 2], x[:, 3]], 1)
+    y = torch.stack([y[:, 0], y[:, 1], 1 - y[:, 2], 1 - y[:, 3]], 1)
+    p0, p1, p2, p3 = torch.stack([x, y], 2).unbind(1)
+    along, across, skew = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
+    area = _cross(along, across)
+    g, h = _cross(skew, across) / area, _cross(along, skew) / area
+    one = torch.ones_like(area)
+    first = torch.cat([p1 - p0 + g * p1, g], 1)
+    second = torch.cat([p3 - p0 + h * p3, h], 1)
+    third = torch.cat([p0, one], 1)
+    pairs = ((second, third), (third, first), (first, second))
+    to_square = torch.stack([torch.linalg.cross(a, b) for a, b in pairs], 1)  # the inverse, but for a factor
+    unit = torch.eye(3, dtype=shifts.dtype, device=shifts.device)
+    unit[:2] *= size / (2 * reach)
+    unit[:2, 2] = size / (2 * reach)  # -1..1 to the square whose corners are the corner pixels' coordinates
+    back = torch.eye(3, dtype=shifts.dtype, device=shifts.device)
+    back[:2] *= 2 * reach / size
+    back[:2, 2] = -1.0
+    return back @ to_square @ unit
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :1] * b[:, 1:] - a[:, 1:] * b[:, :1]
+
+
+def warp_(pixels: Tensor, maps: Tensor, size: int) -> Tensor:
+    """`pixels` float32 [B, 3, H, W] through float32 `maps`: [B, 3, size, size], black outside the source.
+
+    Bilinear, but flips and the identity at the same size are copies, bit for bit. May overwrite `pixels`.
+    """
+    if pixels.shape[-2:] != (size, size):
+        return _interpolate(pixels, maps, size)
+    straight = (maps.abs() == torch.eye(3, device=maps.device)).flatten(1).all(1)
+    upside, mirrored = maps[:, 1, 1] < 0, maps[:, 0, 0] < 0
+    if pixels.device.type != "cpu":
+        return torch.where(
+            straight[:, None, None, None], _mirror(pixels, upside, mirrored), _interpolate(pixels, maps, size)
+        )
+    for v, h, axes in ((True, False, [2]), (False, True, [3]), (True, True, [2, 3])):
+        rows = (straight & (upside == v) & (mirrored == h)).nonzero()[:, 0]
+        pixels[rows] = pixels[rows].flip(axes)
+    bent = (~straight).nonzero()[:, 0]
+    pixels[bent] = _interpolate(pixels[bent], maps[bent], size)
+    return pixels
+
+
+def _mirror(pixels: Tensor, upside: Tensor, mirrored: Tensor) -> Tensor:
+    """Flips as one gather without asking which rows: nothing waits for the device."""
+    size = pixels.shape[-1]
+    line = torch.arange(size, device=pixels.device)
+    rows, columns = (torch.where(f[:, None], size - 1 - line, line) for f in (upside, mirrored))
+    sample = torch.arange(len(pixels), device=pixels.device)[:, None, None, None]
+    channel = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return pixels[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _interpolate(pixels: Tensor, maps: Tensor, size: int) -> Tensor:
+    grid = sampling_grid(maps, size)
+    for axis, length in ((0, pixels.shape[3]), (1, pixels.shape[2])):
+        if length < size:
+            _keep_edge_(grid[..., axis], length, size)
+    view = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return view.clamp_(max=1)  # the four weights may sum to 1 + 1e-7
+
+
+def sampling_grid(maps: Tensor, size: int) -> Tensor:
+    """Where each output pixel's centre lies in the source: [B, size, size, 2]."""
+    centre = torch.arange(1 - size, size, 2, device=maps.device, dtype=maps.dtype) / size
+    row, column = centre[None, :, None], centre[None, None, :]
+    # Separate products and sums, not a matmul or addcmul: see colour._transform.
+    x, y, w = ((m[:, 0] * column + m[:, 2]) + m[:, 1] * row for m in maps[..., None, None].unbind(1))
+    grid = torch.empty(*x.shape, 2, device=maps.device, dtype=maps.dtype)
+    torch.div(x, w, out=grid[..., 0])
+    torch.div(y, w, out=grid[..., 1])
+    return grid
+
+
+def _keep_edge_(grid: Tensor, length: int, size: int) -> None:
+    """Let an enlarged source fade to black over one output pixel, not over one of its own larger pixels."""
+    beyond = grid - grid.clamp(1 / size - 1, 1 - 1 / size)
+    grid.clamp_(1 / length - 1, 1 - 1 / length).add_(beyond, alpha=size / length)
+
+
+def shrink(images: Tensor, height: int, width: int, full_scale: int) -> Tensor:
+    """Antialiased bilinear reduction of [B, 3, H, W] to float32 [B, 3, height, width] in 0..1."""
+    pixels = images.float().div_(full_scale)
+    return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True).clamp_(0, 1)

@@ -1,0 +1,123 @@
+"""The configuration: every file composes, every problem is reported at once, no quiet defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cass_scale.cli import build, compose_config, config_dir, flatten
+from cass_scale.errors import ConfigError, Problems
+from cass_scale.types import ViewSpec
+from cass_scale.verbs import settings
+
+LEAVES = sorted(p for p in config_dir().rglob("*.yaml") if p.parent != config_dir())
+VERB_OF = {"protocol": "evaluate"}
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_leaf_composes_and_says_where_its_numbers_come_from(leaf: Path) -> None:
+    group = leaf.parent.name
+    words = [f"{group}={leaf.stem}"] + (["data.path=somewhere"] if leaf.stem == "folder" and group == "data" else [])
+    config = compose_config(VERB_OF.get(group, "pretrain"), words)
+    assert config[group]
+    assert "# run:     " in leaf.read_text(), "a leaf is a lab notebook: it gives the command that runs it"
+
+
+@pytest.mark.parametrize("leaf", [p for p in LEAVES if p.parent.name in ("method", "arms", "objective", "views")], ids=lambda p: p.stem)
+def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("resnet18.tv_in1k_nofc", "vit_small_patch14_reg4_dinov2.mr_tuned"):
+        (tmp_path / f"{name}.safetensors").touch()  # arms=small names files
+    monkeypatch.setenv("CASS_SCALE_WEIGHTS", str(tmp_path))
+    config = compose_config("pretrain", [f"{leaf.parent.name}={leaf.stem}"])
+    problems = Problems()
+    settings.check_values(config, settings.PRETRAIN, problems)
+    specs = settings.arm_specs(config, problems)
+    assert problems.found == []
+    assert len(specs) == 2
+    assert isinstance(build(config["views"]), ViewSpec)
+    assert callable(build(config["objective"]))
+
+
+def test_methods_are_what_they_say() -> None:
+    paper, official, null, contrast = (compose_config("pretrain", [f"method=cass_{m}"]) for m in ("paper", "official", "null", "contrast"))
+    assert paper["swa"]["enabled"] and paper["method"]["noise_rule"] and paper["normalise"] == "imagenet"
+    assert paper["views"]["crops"][0]["stages"][0]["choose"] == "one"
+    assert official["train"]["clear_gradients"] is False and not official["swa"]["enabled"]
+    assert null["method"]["frozen"] is True
+    assert contrast["objective"]["_target_"].endswith("infonce") and contrast["optim"]["lr"] == 1e-4
+    assert contrast["schedule"]["kind"] == "cosine"
+
+
+def test_command_line_wins_over_a_method() -> None:
+    config = compose_config("pretrain", ["method=cass_contrast", "objective=vicreg", "optim.lr=0.5"])
+    assert config["objective"]["_target_"].endswith("vicreg")
+    assert config["optim"]["lr"] == 0.5
+
+
+def test_all_problems_at_once_each_with_what_would_work() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config("pretrain", ["method=casss", "train.batchsize=3", "optim.l=3", "train.epochs=3", "train.epochs=4"])
+    assert len(caught.value.problems) == 4
+    text = str(caught.value)
+    assert "did you mean cass?" in text
+    assert "unknown key train.batchsize; did you mean train.batch_size?" in text
+    assert "train.epochs=3 contradicts train.epochs=4" in text
+
+
+def test_values_out_of_range_are_named_together() -> None:
+    config = compose_config("pretrain", ["train.batch_size=abc", "optim.lr=-1", "train.precision=int8", "swa.start=2"])
+    problems = Problems()
+    settings.check_values(config, settings.PRETRAIN, problems)
+    assert [p.split("=")[0] for p in problems.found] == ["train.batch_size", "train.precision", "optim.lr", "swa.start"]
+    assert "one of auto, fp32, tf32, fp16, bf16" in "\n".join(problems.found)
+
+
+def test_data_path_implies_the_folder_source_and_contradicts_embedded_data() -> None:
+    assert compose_config("pretrain", ["data.path=x"])["data"]["_target_"].endswith("folder")
+    with pytest.raises(ConfigError, match="embedded data have no path"):
+        compose_config("pretrain", ["data=phantom", "data.path=x"])
+
+
+def test_a_missing_path_is_named() -> None:
+    with pytest.raises(ConfigError, match="path"):
+        compose_config("pretrain", ["data=folder"])
+
+
+def test_words_that_are_no_overrides() -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        compose_config("pretrain", ["train"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["arms.cnn.model=resnet9000"], "timm has no such model"),
+        (["arms.cnn.model=resnet18.a1_in1k"], "arms.cnn.weights=a1_in1k"),
+        (["arms.cnn.model=resnet18", "arms.cnn.weights=a9"], "it has: a1_in1k"),
+        (["arms.cnn.weights=nowhere.safetensors"], "no such file"),
+        (["arms.image_size=100"], "patches of 16 px; use 96 or 112"),
+        (["arms.cnn.optimizer=lion"], "adam, adamw or sgd"),
+        (["arms.vit.outputs=10"], "outputs of one width"),
+    ],
+)
+def test_arms(words: list[str], expected: str) -> None:
+    problems = Problems()
+    settings.arm_specs(compose_config("pretrain", words), problems)
+    assert expected in "\n".join(problems.found)
+
+
+def test_twin_keys_become_the_same_overrides() -> None:
+    keys = {"method": "cass", "train": {"epochs": 2, "max_steps": None, "trackers": ["wandb"]}, "data": {"path": "a b", "noise": True}}
+    assert flatten(keys) == [
+        "method=cass", "train.epochs=2", "train.max_steps=null", "train.trackers=[wandb]", "data.path=a b", "data.noise=true",
+    ]  # fmt: skip
+    assert compose_config("pretrain", flatten(keys))["data"]["path"] == "a b"
+
+
+def test_every_root_key_of_pretrain_has_a_rule_or_a_group() -> None:
+    root = yaml.safe_load((config_dir() / "pretrain.yaml").read_text())
+    ruled = set(settings.PRETRAIN) | {"run.dir"}
+    leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v} | {k for k, v in root.items() if not isinstance(v, dict | list)}
+    assert leaves <= ruled, "a key without a rule takes any value silently"
