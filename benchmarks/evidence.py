@@ -36,7 +36,13 @@ def write_record(out: Path | None, question: str, table: str, raw: Any, options:
     records.write_json(out / "run.json", record)
     git = record["git"]
     state = f"{git['sha']}{' with uncommitted changes' if git['dirty'] else ''}"
-    page = f"# {question}\n\n{table}\n\nCommand: `{command}`  \nMachine: {record['machine']}  \nCode: {state}  \nFinished: {record['finished']}\n"
+    facts = [
+        f"Command: `{command}`",
+        f"Machine: {record['machine']}",
+        f"Code: {state}",
+        f"Finished: {record['finished']}",
+    ]
+    page = f"# {question}\n\n{table}\n\n" + "  \n".join(facts) + "\n"
     records.atomic_write_text(out / "README.md", page)
     print(f"record: {out}")
 
@@ -49,5 +55,8 @@ def machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {cores}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     return f"{name}, {cores}"

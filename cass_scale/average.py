@@ -1,4 +1,4 @@
-"""Stochastic weight averaging, as CASS's text asks for (section 4.1): torch's own, with batch-norm refreshed."""
+"""Stochastic weight averaging, as CASS's text asks for (section 4.1): torch's own, BatchNorm refreshed."""
 
 from __future__ import annotations
 

@@ -134,9 +134,7 @@ def _probed(run: Run) -> list[str]:
 
 COSINE = "Mean cosine between the outputs of different images: 1 means every image gets the same answer."
 RANK = "RankMe: how many directions are in use. Near 1 means collapse."
-PAIRS = (
-    "Loss on true pairs and on shuffled pairs: where the two lines meet, nothing about the image is learnt."
-)
+PAIRS = "Loss on true pairs and on shuffled pairs: where the two lines meet, nothing about the image is learnt."
 
 
 def of_run(run: Run) -> list[Chart]:
@@ -149,9 +147,7 @@ def of_run(run: Run) -> list[Chart]:
         for dash, part in enumerate(("features", "outputs"))
         for line in _line(run, f"probe/{arm}/rankme_{part}", f"{arm}, {part}", i, dash)
     ]
-    pairs = _line(run, "probe/matched", "true pairs", 0) + _line(
-        run, "probe/shuffled", "shuffled pairs", 1, 1
-    )
+    pairs = _line(run, "probe/matched", "true pairs", 0) + _line(run, "probe/shuffled", "shuffled pairs", 1, 1)
     mark = next((entry["step"] for entry in run.collapse if "step" in entry), -1)
     return [
         draw(title, caption, lines, top=top, mark=mark)

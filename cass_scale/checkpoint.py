@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from cass_scale import dist
 from cass_scale.errors import DataError, StorageError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends USR1 before the time limit
+PARTIAL = ".partial"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -22,7 +25,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
     Raises StorageError when the disk is full or not writable; the file that was there stays whole.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
@@ -31,19 +34,33 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise StorageError(
-            f"checkpoint {path} could not be written ({error}); the one before it is whole: "
+            f"checkpoint {path} could not be written ({_why(error)}); the one before it is whole: "
             "free some space or mend the folder, then run the same command again"
         ) from error
 
 
+def _why(error: BaseException | None) -> str:
+    """The file system's own words, where torch's zip writer has buried them under its own error."""
+    last = error
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        error = error.__context__
+    return str(last)
+
+
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it. Raises DataError naming the file when it is damaged."""
+    """Read a checkpoint without executing anything in it. Raises DataError naming the file it cannot read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler, zip reader and file system each raise their own types
-        raise DataError(f"checkpoint {path} cannot be read ({error}); delete it to resume from the one before") from error
+        # torch's text on refused pickles advises to load them unsafely: not repeated here.
+        foreign = isinstance(error, pickle.UnpicklingError)
+        why = "it holds more than tensors and plain values, and was not opened" if foreign else error
+        raise DataError(f"checkpoint {path} cannot be read ({why}); delete it to resume from the one before") from error
     return state
 
 
@@ -62,7 +79,12 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of `step`, then drop the oldest beyond `keep`."""
+        """Write the checkpoint of `step`, then drop the oldest beyond `keep`.
+
+        What killed processes left half written goes first: it can fill a disk. Only one process saves here.
+        """
+        for half in self.folder.glob(f".*{PARTIAL}"):
+            half.unlink(missing_ok=True)
         path = self.folder / f"step_{step:08d}.pt"
         save(path, state)
         for old in self.all()[: -self.keep]:
@@ -75,7 +97,7 @@ class Checkpoints:
 
 
 class StopSignal:
-    """Inside `with`, SIGTERM, SIGINT and SIGUSR1 set a flag that all ranks agree on, instead of ending the process."""
+    """Inside `with`, SIGTERM, SIGINT and SIGUSR1 set a flag that ranks agree on, and end nothing."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -86,7 +108,7 @@ class StopSignal:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

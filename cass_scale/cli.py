@@ -29,9 +29,18 @@ from cass_scale.errors import EXIT_CONFIG, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
-    "pretrain": ("pretrain encoders without labels", "cass-scale pretrain method=cass_contrast data=digits train.epochs=2 run.dir=runs/digits"),
-    "evaluate": ("score the encoders of a run on held-back images", "cass-scale evaluate run.dir=runs/digits protocol=knn"),
-    "report": ("write one HTML page about the runs of a folder", "cass-scale report runs=runs out=runs/report.html"),
+    "pretrain": (
+        "pretrain encoders without labels",
+        "cass-scale pretrain method=cass_contrast data=digits train.epochs=2 run.dir=runs/digits",
+    ),
+    "evaluate": (
+        "score the encoders of a run on held-back images",
+        "cass-scale evaluate run.dir=runs/digits protocol=knn",
+    ),
+    "report": (
+        "write one HTML page about the runs of a folder",
+        "cass-scale report runs=runs out=runs/report.html",
+    ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
@@ -93,26 +102,37 @@ def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping):
             words += flatten(value, f"{prefix}{key}.")
         else:
-            text = str(value) if isinstance(value, str | Path) else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+            text = (
+                str(value)
+                if isinstance(value, str | Path)
+                else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
+            )
             words.append(f"{prefix}{key}={text}")
     return words
 
 
 def compose_config(verb: str, words: Sequence[str]) -> JSON:
     """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
-    words = _imply_folder(list(words))
+    words = _imply_folder(list(words)) if "data" in _groups(verb) else list(words)
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         overrides = _parse(words)
-        groups = [o for o in overrides if _is_group(o.key_or_group)]
+        groups = [o for o in overrides if o.key_or_group in _groups(verb)]
         values = [o for o in overrides if o not in groups]
         wrong = {id(o): p for o in groups if (p := _choice_problem(o))}
         base = compose(verb, [str(o.input_line) for o in groups if id(o) not in wrong])
         known = set(_leaves(base)) | _optional_keys(base)
-        problems = [*wrong.values(), *(p for o in values if (p := _key_problem(o, base, known))), *_contradictions(overrides)]
+        problems = [
+            *wrong.values(),
+            *(p for o in values if (p := _key_problem(o, base, known))),
+            *_contradictions(overrides),
+        ]
         if problems:
             raise ConfigError(*problems)
         try:
-            full = compose(verb, [str(o.input_line) for o in groups] + ["++" + str(o.input_line).lstrip("+") for o in values])
+            full = compose(
+                verb,
+                [str(o.input_line) for o in groups] + ["++" + str(o.input_line).lstrip("+") for o in values],
+            )
             plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).split("\n")[0]) from error
@@ -123,18 +143,22 @@ def _imply_folder(words: list[str]) -> list[str]:
     """`data.path=DIR` means `data=folder`, so that the embedded default gives way without being named."""
     paths = any(word.startswith("data.path=") for word in words)
     named = any(word.startswith("data=") for word in words)
-    return ["data=folder", *words] if paths and not named and (config_dir() / "data").is_dir() else words
+    return ["data=folder", *words] if paths and not named else words
 
 
 def _parse(words: list[str]) -> list[Override]:
     try:
         return list(OverridesParser.create().parse_overrides(words))
     except HydraException as error:
-        raise ConfigError(f"{str(error).splitlines()[0]}; write key=value, and quote values with spaces or commas") from error
+        raise ConfigError(
+            f"{str(error).splitlines()[0]}; write key=value, and quote values with spaces or commas"
+        ) from error
 
 
-def _is_group(key: str) -> bool:
-    return (config_dir() / key).is_dir()
+def _groups(verb: str) -> list[str]:
+    """Groups that a verb chooses from: the entries of its defaults list."""
+    root = yaml.safe_load((config_dir() / f"{verb}.yaml").read_text())
+    return [group for entry in root.get("defaults", []) if isinstance(entry, dict) for group in entry]
 
 
 def _choice_problem(override: Override) -> str | None:
@@ -143,11 +167,13 @@ def _choice_problem(override: Override) -> str | None:
     if choice in choices:
         return None
     near = difflib.get_close_matches(choice, choices, n=1)
-    return f"{group}={choice}: no such choice{f'; did you mean {near[0]}?' if near else ''} There are {', '.join(choices)}"
+    return (
+        f"{group}={choice}: no such choice; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(choices)}"
+    )
 
 
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         name = f"{prefix}{key}"
         yield name
         child = node._get_node(key)
@@ -170,7 +196,9 @@ def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str |
     shown = sorted(k for k in known if "_target_" not in k and "_partial_" not in k)
     near = difflib.get_close_matches(key, shown, n=1, cutoff=0.5)
     same = [k for k in shown if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    hint = f"; did you mean {(same or near)[0]}?" if same or near else f"; top-level keys are {', '.join(map(str, base))}"
+    hint = (
+        f"; did you mean {(same or near)[0]}?" if same or near else f"; top-level keys are {', '.join(map(str, base))}"
+    )
     return f"unknown key {key}{hint}"
 
 
@@ -189,7 +217,10 @@ def _contradictions(overrides: list[Override]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("cass-scale", description="Pretrains image encoders without labels around CASS, and measures what it saves.")
+    parser = argparse.ArgumentParser(
+        "cass-scale",
+        description="Pretrains image encoders without labels around CASS, and measures what it saves.",
+    )
     parser.add_argument("--version", action="version", version=f"cass-scale {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, (what, example) in VERBS.items():
@@ -198,19 +229,24 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=what,
             description=f"{what}.\n\nexample:\n  {example}",
-            epilog=f"keys and defaults ({name}.yaml; groups are the folders of configs/):\n\n{keys}\n{_choices(keys)}",
+            epilog=f"keys and defaults ({name}.yaml; groups are the folders of configs/):\n\n{keys}\n{_choices(name)}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        verb.add_argument("overrides", nargs="*", metavar="key=value", help="hydra overrides: group=choice, key.sub=value")
-        verb.add_argument("--dry-run", action="store_true", help="print the resolved configuration and what it would cost; start nothing")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="hydra overrides: group=choice, key.sub=value"
+        )
+        verb.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the resolved configuration and what it would cost; start nothing",
+        )
         verb.add_argument("--quiet", action="store_true", help="warnings and errors only")
         verb.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def _choices(keys: str) -> str:
-    groups = [line.split(":")[0].strip(" -") for line in keys.splitlines() if line.startswith("  - ") and ":" in line]
-    rows = [f"  {g}: {', '.join(sorted(p.stem for p in (config_dir() / g).glob('*.yaml')))}" for g in groups]
+def _choices(verb: str) -> str:
+    rows = [f"  {g}: {', '.join(sorted(p.stem for p in (config_dir() / g).glob('*.yaml')))}" for g in _groups(verb)]
     return "\n".join(["choices:", *rows]) if rows else ""
 
 

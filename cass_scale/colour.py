@@ -18,7 +18,6 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)
 # Chroma axes I and Q of NTSC's YIQ (the FCC's 1953 matrix); each row sums to 0, so grey has no chroma.
 CHROMA = ((0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
 
 
 @cache  # a copy from host memory waits for the device: once per process, not once per step
@@ -31,53 +30,49 @@ def _axes(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def mean_luma(images: Tensor) -> Tensor:
-    """Mean luma of uint8, uint16 or float32 (0..1) images [B, 3, H, W]: float64 [B] in 0..1.
+    """Mean luma of uint8 or float32 (0..1) images [B, 3, H, W]: float64 [B] in 0..1.
 
-    Integers are summed as integers: the same bits for every batch size, thread count and device.
+    Rows of bytes have whole sums below 2**24, exact in float32 for every batch size, thread count and device.
     """
-    integer = images.dtype != torch.float32
-    rows = images.sum(3, dtype=torch.int32 if integer else torch.float64)
-    sums = rows.sum(2, dtype=torch.int64 if integer else torch.float64).double()
-    scale = FULL_SCALE[images.dtype] * images.shape[2] * images.shape[3]
-    return (sums[:, 0] * LUMA[0] + sums[:, 1] * LUMA[1] + sums[:, 2] * LUMA[2]) / scale
+    whole = images.dtype == torch.uint8
+    sums = images.sum(3, dtype=torch.float32 if whole else torch.float64).sum(2, dtype=torch.float64)
+    luma = sums[:, 0] * LUMA[0] + sums[:, 1] * LUMA[1] + sums[:, 2] * LUMA[2]
+    return luma / (images.shape[2] * images.shape[3] * (255 if whole else 1))
 
 
-def colour_matrix(
-    brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, mean: Tensor
-) -> Tensor:
-    """float32 [B, 3, 4] for pixels in 0..1, from factors, turns of hue and the mean luma, all [B]."""
-    luma, quarter = _axes(brightness.device)
-    b, c, s, mean = (v.double()[:, None, None] for v in (brightness, contrast, saturation, mean))
-    angle = hue.double()[:, None, None] * (2 * math.pi)
+def colour_matrix(factors: Tensor, mean: Tensor) -> Tensor:
+    """float32 [B, 3, 4] for pixels in 0..1, from the image's mean luma [B] and `factors` [B, 4]:
+
+    brightness, contrast, saturation, and hue in turns.
+    """
+    luma, quarter = _axes(factors.device)
+    b, c, s, hue = factors.double()[..., None, None].unbind(1)
+    angle = hue * (2 * math.pi)
     chroma = torch.eye(3, dtype=torch.float64, device=luma.device) - luma
     linear = b * c * (luma + s * (torch.cos(angle) * chroma + torch.sin(angle) * quarter))
-    return torch.cat([linear, (b * (1 - c) * mean).expand(-1, 3, 1)], 2).float()
+    return torch.cat([linear, (b * (1 - c) * mean[:, None, None]).expand(-1, 3, 1)], 2).float()
 
 
-def apply_colour(images: Tensor, matrix: Tensor) -> Tensor:
-    """`matrix` [B, 3, 4] on uint8, uint16 or float32 (0..1) images [B, 3, H, W]: a new float32 in 0..1."""
-    to_unit = 1 / FULL_SCALE[images.dtype]
-    if images.device.type != "cpu":
-        return _transform(images.float(), matrix, to_unit)
-    # Choosing rows would wait for a device; on a CPU it saves work. The rows left out would be multiplied by
-    # `to_unit`, 0 and 0 in `_transform`, so the bits are the same.
-    plain = torch.eye(3, 4)
-    changed = (matrix != plain).flatten(1).any(1).nonzero()[:, 0]
-    if len(changed) == len(images):
-        return _transform(images.float(), matrix, to_unit)
-    out = images.to(torch.float32, copy=True).mul_(to_unit)
-    out[changed] = _transform(images[changed].float(), matrix[changed], to_unit)
-    return out
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 or float32 (0..1) images as new float32 in 0..1."""
+    pixels = images.to(torch.float32, copy=True)
+    return pixels.mul_(1 / 255) if images.dtype == torch.uint8 else pixels
 
 
-def _transform(pixels: Tensor, matrix: Tensor, to_unit: float) -> Tensor:
+def recolour(images: Tensor, matrix: Tensor) -> Tensor:
+    """`matrix` [B, 3, 4] on uint8 or float32 (0..1) images [B, 3, H, W]: new float32 in 0..1.
+
+    A row with the matrix of no change has the bits of `to_unit`.
+    """
     # Not a matmul: TF32, autocast and reduced precision may round its pixels to 11 or 8 bits. Not addcmul: it
     # may fuse in a full vector and not in the rest of a row, and then the last bit depends on the batch.
-    m = matrix.clone()
-    m[:, :, :3] *= to_unit
-    out = m[:, :, 0, None, None] * pixels[:, 0:1]
-    term = torch.empty_like(out)
-    for channel in (1, 2):
-        out += torch.mul(m[:, :, channel, None, None], pixels[:, channel : channel + 1], out=term)
-    out += m[:, :, 3, None, None]
+    scale = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    linear, offset = (matrix[:, :, :3] * scale)[..., None, None, None], matrix[:, :, 3, None, None, None]
+    pixels = images.float()
+    out, term = torch.empty_like(pixels), torch.empty_like(pixels[:, :1])
+    for i in range(3):
+        plane = torch.mul(linear[:, i, 0], pixels[:, 0:1], out=out[:, i : i + 1])
+        for j in (1, 2):
+            plane += torch.mul(linear[:, i, j], pixels[:, j : j + 1], out=term)
+        plane += offset[:, i]
     return out.clamp_(0, 1)

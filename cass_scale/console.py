@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,7 +26,8 @@ def summary(row: JSON, rank: str) -> str:
 
 def ranks(row: JSON) -> str:
     """The effective rank of each arm's features, where this row has it."""
-    found = [f"{key.split('/')[1]} {value:.1f}" for key, value in row.items() if key.endswith("/rankme_features")]
+    measured = {key.split("/")[1]: value for key, value in row.items() if key.endswith("/rankme_features")}
+    found = [f"{arm} {value:.1f}" for arm, value in measured.items()]
     return f"rank {', '.join(found)}" if found else ""
 
 
@@ -36,7 +36,7 @@ class Console:
 
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
         self.main, self.quiet = main, quiet
-        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True)
+        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._drawn = 0.0
@@ -55,8 +55,12 @@ class Console:
     def bar(self, total: int, done: int) -> Console:
         """Start a progress bar over `total` steps; use as a context."""
         if self.main and not self.quiet and self.rich.is_terminal:
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.rich, auto_refresh=False)
+            steps, numbers = (
+                TextColumn("step {task.completed}/{task.total}"),
+                TextColumn("{task.description}"),
+            )
+            times = (TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(steps, BarColumn(), numbers, *times, console=self.rich, auto_refresh=False)
             self._task = self._bar.add_task("", total=total, completed=done)
             self._bar.start()
         return self
@@ -64,7 +68,7 @@ class Console:
     def __enter__(self) -> Console:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
@@ -72,9 +76,10 @@ class Console:
 
     def step(self, done: int) -> None:
         """Move the bar, redrawing at most ten times a second."""
-        if self._bar is not None and self._task is not None and time.monotonic() - self._drawn > BAR_EVERY:
-            self._drawn = time.monotonic()
-            self._bar.update(self._task, completed=done, refresh=True)
+        if self._bar is not None and self._task is not None:
+            due = time.monotonic() - self._drawn > BAR_EVERY
+            self._drawn = time.monotonic() if due else self._drawn
+            self._bar.update(self._task, completed=done, refresh=due)
 
     def row(self, row: JSON, total: int) -> None:
         """Show one metrics row."""

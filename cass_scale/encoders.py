@@ -1,25 +1,29 @@
-"""Encoders are timm bodies with a `.dim`; their weights come by explicit tag, from a local file, or at random."""
+"""Encoders are timm bodies with a `.dim`; weights come by explicit tag, from a local file, or at random."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from cass_scale.errors import ConfigError
+from cass_scale.errors import ConfigError, DataError, StorageError
+from cass_scale.records import atomic_write_bytes
 
+RGB = tuple[float, ...]
+T = TypeVar("T")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -31,80 +35,115 @@ class ArmSpec:
     weights: str = "random"  # random | a timm tag such as a1_in1k | a .safetensors file
     outputs: int = 1000  # width of the outputs that the objective compares (ImageNet's classes in the paper)
     optimizer: str | None = None  # adam | sgd; null takes optim.name (Table 10 mixes them)
-    mean: tuple[float, float, float] | None = None  # null: what the weights were trained with
-    std: tuple[float, float, float] | None = None
+    mean: RGB | None = None  # null: what the weights were trained with
+    std: RGB | None = None
     args: Mapping[str, Any] = field(default_factory=dict)  # passed to timm.create_model
 
 
 class Encoder(nn.Module):
     """A timm body: images [B, 3, S, S], normalised here as its weights expect -> features [B, dim]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, spec: ArmSpec, image_size: int) -> None:
         super().__init__()
-        self.spec, self.image_size = spec, image_size
-        self.body = _create(spec, image_size, num_classes=0)
-        self.dim: int = int(self.body.num_features if not hasattr(self.body, "head_hidden_size") else self.body.head_hidden_size)
         mean, std = _normalisation(spec)
+        self.spec, self.image_size = replace(spec, mean=mean, std=std), image_size
+        body = _create(spec, image_size)
+        self.body: nn.Module = body
+        self.dim = int(getattr(body, "head_hidden_size", None) or body.num_features)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [B, 3, S, S] in [0, 1] -> features [B, dim]."""
-        normal = (images - self.mean) / self.std
-        features: Tensor = self.body.forward_head(self.body.forward_features(normal), pre_logits=True)
+        features: Tensor = self.body((images - self.mean) / self.std)
         return features
 
 
-def _normalisation(spec: ArmSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    name = spec.model if _is_file(spec.weights) or spec.weights == "random" else f"{spec.model}.{spec.weights}"
-    config = get_pretrained_cfg(name) if spec.weights != "random" else None
-    mean = spec.mean or (config.mean if config else IMAGENET_MEAN)
-    std = spec.std or (config.std if config else IMAGENET_STD)
-    return tuple(mean), tuple(std)
+def _normalisation(spec: ArmSpec) -> tuple[RGB, RGB]:
+    """Mean and std as the arm says, else as its file says, else as timm says of the weights' tag."""
+    if spec.mean and spec.std:
+        return spec.mean, spec.std
+    mean, std = _trained_with(spec)
+    return spec.mean or mean, spec.std or std
+
+
+def _trained_with(spec: ArmSpec) -> tuple[RGB, RGB]:
+    if spec.weights == "random":
+        return IMAGENET_MEAN, IMAGENET_STD
+    tag = spec.weights
+    if _is_file(spec.weights):
+        path = find_file(spec.weights, weights_dir())
+        meta = _metadata(path) if path else {}
+        if {"mean", "std"} <= meta.keys():  # one of our exports
+            return tuple(json.loads(meta["mean"])), tuple(json.loads(meta["std"]))
+        tag = _tag_in_name(spec)
+    config = get_pretrained_cfg(f"{spec.model}.{tag}" if tag else spec.model)
+    return (config.mean, config.std) if config else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _tag_in_name(spec: ArmSpec) -> str:
+    """The longest timm tag that a file named `model.tag*.safetensors` begins with; '' when there is none."""
+    rest = Path(spec.weights).name.removeprefix(f"{spec.model}.")
+    found = [tag for tag in _tags(spec.model) if re.match(rf"{re.escape(tag)}(?![a-zA-Z0-9])", rest)]
+    return max(found, key=len, default="")
+
+
+def _tags(model: str) -> list[str]:
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
 
 
 def _is_file(weights: str) -> bool:
     return weights.endswith(".safetensors") or "/" in weights
 
 
-def _create(spec: ArmSpec, image_size: int, num_classes: int) -> nn.Module:
+def _create(spec: ArmSpec, image_size: int) -> Any:
     args = dict(spec.args)
     config = get_pretrained_cfg(spec.model)
     if config is not None and config.fixed_input_size:
         args.setdefault("img_size", image_size)
     try:
-        model: nn.Module = timm.create_model(spec.model, pretrained=False, num_classes=num_classes, **args)
+        return timm.create_model(spec.model, pretrained=False, num_classes=0, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"arms: timm cannot build {spec.model} with {args}: {error}") from error
-    return model
 
 
-def check(name: str, spec: ArmSpec, image_size: int, weights_dir: Path) -> list[str]:
-    """What is wrong with an arm, found without building it: unknown model or tag, missing file, image size."""
-    bare = spec.model.split(".")[0]
+def check(name: str, spec: ArmSpec, image_size: int, folder: Path) -> list[str]:
+    """What is wrong with an arm, found without building it: unknown model or tag, absent file, image size."""
+    arm = f"arms.{name}"
+    bare, _, tag = spec.model.partition(".")
     if not timm.is_model(bare):
         near = difflib.get_close_matches(bare, timm.list_models(), n=3)
-        return [f"arms.{name}.model={spec.model}: timm has no such model" + (f"; did you mean {', '.join(near)}?" if near else "")]
-    if bare != spec.model:
-        return [f"arms.{name}.model={spec.model}: put the tag into weights: arms.{name}.model={bare} arms.{name}.weights={spec.model.partition('.')[2]}"]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return [f"{arm}.model={spec.model}: timm has no such model{hint}"]
+    if tag:
+        return [f"{arm}.model={spec.model}: put the tag into weights: {arm}.model={bare} {arm}.weights={tag}"]
     problems = []
     patch = _patch_size(spec.model)
     if image_size % patch:
-        good = max(patch, image_size // patch * patch)
-        problems.append(f"arms.image_size={image_size}: {spec.model} has patches of {patch} px; use {good} or {good + patch}")
-    if spec.weights == "random":
-        return problems
+        low = max(patch, image_size // patch * patch)
+        problems.append(
+            f"arms.image_size={image_size}: {spec.model} has patches of {patch} px; use {low} or {low + patch}"
+        )
     if _is_file(spec.weights):
-        if not find_file(spec.weights, weights_dir):
-            problems.append(
-                f"arms.{name}.weights={spec.weights}: no such file, here or in the weights folder {weights_dir}; "
-                "put it there, or set CASS_SCALE_WEIGHTS to the folder that holds it"
-            )
-        return problems
-    tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{spec.model}.*")]
-    if spec.weights not in tags:
-        problems.append(f"arms.{name}.weights={spec.weights}: {spec.model} has no such tag; it has: {', '.join(tags) or 'none'}; or random, or a .safetensors file")
+        if not find_file(spec.weights, folder):
+            problems.append(f"{arm}.weights={_absent(spec.weights, folder)}")
+    elif spec.weights not in ("random", *_tags(spec.model)):
+        tags = ", ".join(_tags(spec.model)) or "none"
+        problems.append(
+            f"{arm}.weights={spec.weights}: {spec.model} has no such tag; it has: {tags}; "
+            "or random, or a .safetensors file"
+        )
     return problems
+
+
+def _absent(weights: str, folder: Path) -> str:
+    return (
+        f"{weights}: no such file, here or in the weights folder {folder}; "
+        "put it there, or set CASS_SCALE_WEIGHTS to the folder that holds it"
+    )
 
 
 def _patch_size(model: str) -> int:
@@ -125,10 +164,10 @@ def find_file(weights: str, folder: Path) -> Path | None:
 
 
 def build(spec: ArmSpec, image_size: int, seed: int, *, load: bool = True) -> tuple[Encoder, nn.Linear]:
-    """An encoder and the linear head of `spec.outputs` logits: the weights' own classifier where they have one.
+    """An encoder and its linear head of `spec.outputs` logits: the weights' classifier if it fits.
 
-    Random parts depend on `seed` alone. `load=False` skips reading weights (for estimates on the meta device).
-    Raises ConfigError when weights are missing, unreachable, or of another architecture.
+    Random parts depend on `seed` alone. `load=False` reads no weights (for estimates on the meta device).
+    Raises ConfigError when weights are missing, unreachable, damaged, or of another architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -142,29 +181,52 @@ def build(spec: ArmSpec, image_size: int, seed: int, *, load: bool = True) -> tu
 
 
 def _read_weights(spec: ArmSpec) -> dict[str, Tensor]:
-    folder = weights_dir()
-    by_file = spec.weights if _is_file(spec.weights) else f"{spec.model}.{spec.weights}.safetensors"
+    folder, tagged = weights_dir(), f"{spec.model}.{spec.weights}"
+    by_file = spec.weights if _is_file(spec.weights) else f"{tagged}.safetensors"
     path = find_file(by_file, folder)
     if path is not None:
-        return {key: value.float() for key, value in load_file(path).items()}
-    config = get_pretrained_cfg(f"{spec.model}.{spec.weights}")
+        return {key: x.float() if x.is_floating_point() else x for key, x in _tensors(path).items()}
+    if _is_file(spec.weights):
+        raise ConfigError(f"weights {_absent(spec.weights, folder)}")
     try:
-        return dict(timm.create_model(f"{spec.model}.{spec.weights}", pretrained=True).state_dict())
-    except Exception as error:  # a hub raises anything from OSError to its own types; all mean "not reachable"
+        return dict(timm.create_model(tagged, pretrained=True).state_dict())
+    except Exception as error:  # a hub raises anything, its own types included; all mean "not reachable"
+        config = get_pretrained_cfg(tagged)
         where = config.hf_hub_id if config else spec.model
         raise ConfigError(
-            f"weights {spec.model}.{spec.weights} are not in {folder} and the model hub cannot be reached ({type(error).__name__}). "
-            f"On a machine with network, download model.safetensors of the hub repository {where} and put it at {folder / by_file}"
+            f"weights {tagged} are not in {folder} and the model hub cannot be reached "
+            f"({type(error).__name__}). On a machine with network, download model.safetensors of the hub "
+            f"repository {where} and put it at {folder / by_file}"
         ) from error
 
 
+def _read(path: Path, get: Callable[[Any], T]) -> T:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return get(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"weights {path}: not a whole safetensors file ({error}); download it again, or convert it"
+        ) from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return _read(path, lambda file: {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return _read(path, lambda file: dict(file.metadata() or {}))
+
+
 def _load_head(head: nn.Linear, state: dict[str, Tensor], spec: ArmSpec) -> None:
+    """Take the classifier out of `state`, and into `head` where the widths agree."""
     config = get_pretrained_cfg(spec.model)
-    name = config.classifier if config else None
-    if not isinstance(name, str) or f"{name}.weight" not in state:
+    named = config.classifier if config else None
+    names = [named] if isinstance(named, str) else list(named or ())  # distilled models name two
+    found = [(state.pop(f"{n}.weight"), state.pop(f"{n}.bias")) for n in names if f"{n}.weight" in state]
+    if not found:
         return
-    weight, bias = state.pop(f"{name}.weight"), state.pop(f"{name}.bias")
-    weight = weight.flatten(1)  # some timm classifiers are 1x1 convolutions
+    weight, bias = found[0][0].flatten(1), found[0][1]  # some timm classifiers are 1x1 convolutions
     if weight.shape == head.weight.shape:
         with torch.no_grad():
             head.weight.copy_(weight)
@@ -176,12 +238,13 @@ def load_body(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
     adapt = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
     try:
         fitted = adapt(state, body) if adapt else state
-    except (KeyError, RuntimeError, AttributeError, IndexError):
-        fitted = state  # the comparison below says what does not fit
+    except Exception:  # timm's filters meet a stranger's keys in many ways; below is said what does not fit
+        fitted = state
     own = body.state_dict()
-    good = {k for k, v in fitted.items() if k in own and v.shape == own[k].shape}
-    wrong = sorted((own.keys() ^ fitted.keys()) | (own.keys() & fitted.keys()) - good)
-    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+    # timm would also resize the kernels of another patch size: that is another architecture.
+    resized = {k for k in state.keys() & fitted.keys() if state[k].numel() != fitted[k].numel() and "pos" not in k}
+    good = {k for k, v in fitted.items() if k in own and v.shape == own[k].shape} - resized
+    wrong = sorted(k for k in (own.keys() | fitted.keys()) - good if not k.endswith("num_batches_tracked"))
     if wrong:
         raise ConfigError(
             f"{what}: weights of another architecture: {len(good)} of {len(own)} tensors fit; "
@@ -191,21 +254,38 @@ def load_body(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def export(encoder: Encoder, path: Path, extra: Mapping[str, str]) -> None:
-    """Write one encoder as safetensors with timm's own keys; metadata say how to build and feed it."""
-    spec = asdict(encoder.spec) | {"args": dict(encoder.spec.args)}
-    meta = {"spec": json.dumps(spec), "image_size": str(encoder.image_size), "timm": encoder.spec.model, **extra}
-    mean, std = _normalisation(encoder.spec)
-    meta |= {"mean": json.dumps(mean), "std": json.dumps(std)}
-    partial = path.with_suffix(".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in encoder.body.state_dict().items()}, partial, metadata=meta)
-    os.replace(partial, path)
+    """Write one encoder as safetensors with timm's own keys; metadata say how to build and feed it.
+
+    Atomic. Raises StorageError when the disk is full or not writable.
+    """
+    spec = encoder.spec
+    meta = {
+        "spec": json.dumps(asdict(spec) | {"args": dict(spec.args)}),
+        "timm": spec.model,
+        "image_size": str(encoder.image_size),
+        "mean": json.dumps(spec.mean),
+        "std": json.dumps(spec.std),
+        **extra,
+    }
+    state = {key: x.detach().cpu().contiguous() for key, x in encoder.body.state_dict().items()}
+    try:
+        atomic_write_bytes(path, save(state, metadata=meta))
+    except OSError as error:
+        raise StorageError(
+            f"export {path} could not be written ({error}): "
+            "free some space or mend the folder, then run the same command again"
+        ) from error
 
 
 def load_export(path: Path) -> Encoder:
-    """Read back what `export` wrote; every tensor is counted."""
-    with safe_open(path, framework="pt") as file:
-        meta = file.metadata()
-    spec = json.loads(meta["spec"]) | {"mean": tuple(json.loads(meta["mean"])), "std": tuple(json.loads(meta["std"]))}
+    """Read back what `export` wrote, every tensor counted. Raises DataError when there is no such export."""
+    if not path.is_file():
+        raise DataError(f"no {path}: the run has not finished; repeat its command to continue it")
+    meta = _metadata(path)
+    if not {"spec", "image_size"} <= meta.keys():
+        raise DataError(f"{path} holds weights, but was not exported by a run of cass-scale; name its own arms")
+    spec = json.loads(meta["spec"])
+    spec |= {"mean": tuple(spec["mean"]), "std": tuple(spec["std"])}
     encoder = Encoder(ArmSpec(**spec), int(meta["image_size"]))
-    load_body(encoder.body, load_file(path), str(path))
+    load_body(encoder.body, _tensors(path), str(path))
     return encoder

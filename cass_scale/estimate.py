@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cass_scale.methods.base import Method
@@ -18,26 +19,32 @@ class Estimate:
 
     flops_per_image: float
     parameters: int
-    memory_bytes: int  # weights, gradients, two Adam moments and saved activations; allocator overhead not included
+    memory_bytes: int  # weights, gradients, two Adam moments, saved activations; no allocator overhead
 
 
 def estimate(method: Method, image_size: int, micro_batch: int, views: int, activation_bytes: int) -> Estimate:
-    """Count the real step of `method`, whose parameters lie on the meta device; `activation_bytes` per element."""
+    """Count the real step of `method`, whose parameters lie on the meta device.
+
+    activation_bytes: per element of what the forward pass keeps, 2 under 16-bit autocast.
+    """
     probe = max(2, min(micro_batch, 8))  # activations grow linearly in the batch; BatchNorm needs two
     images = torch.empty(probe, 3, image_size, image_size, device="meta")
     batch = Batch(images, torch.zeros(probe, dtype=torch.int64, device="meta"))
-    saved: dict[int, Tensor] = {}
-    own = {id(p) for p in method.parameters()}
+    own = {p.untyped_storage()._cdata for p in method.parameters()}
+    saved: dict[int, float] = {}
+    alive = []  # so that addresses stay distinct
 
     def note(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own:
-            saved[id(tensor)] = tensor  # kept alive, so that ids stay distinct
+        storage = tensor.untyped_storage()  # views and in-place results of one activation count once
+        if storage._cdata not in own:
+            elements = storage.nbytes() / tensor.element_size()
+            saved[storage._cdata] = elements * min(tensor.element_size(), activation_bytes)
+            alive.append(storage)
         return tensor
 
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(note, lambda tensor: tensor):
         loss = method([images] * views, batch, Progress(0, 0, 0, 1)).loss
         loss.backward()
     parameters = sum(p.numel() for p in method.parameters())
-    activations = sum(t.numel() * min(t.element_size(), activation_bytes) for t in saved.values())
-    memory = 16 * parameters + activations * micro_batch // probe
+    memory = 16 * parameters + sum(saved.values()) * micro_batch / probe
     return Estimate(counter.get_total_flops() / probe, parameters, int(memory))

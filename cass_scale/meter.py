@@ -1,7 +1,7 @@
 """Clocks, spans and device-hours. Nothing here waits for a device; CUDA spans are event pairs read later.
 
-Two totals, as in big_vision's Chrono: `total` is what a bill shows (process lifetimes times devices, restarts and
-lost work included), `train` is data + views + step only.
+Two totals, as in big_vision's Chrono: `total` is what a bill shows (process lifetimes times devices, restarts
+and lost work included), `train` is data + views + step only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Meter:
             finally:
                 self.add(name, time.perf_counter() - start)
             return
-        pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        pair = (_event(), _event())
         pair[0].record()
         try:
             yield
@@ -108,10 +108,18 @@ class Meter:
         return {"spans": dict(self.spans), "elapsed": self.elapsed()}
 
     def load(self, state: dict[str, Any], lost_until: float) -> None:
-        """Continue an earlier process; work between its checkpoint and its end (`lost_until`, s) is billed as `lost`."""
-        self.spans = dict(state["spans"])
+        """Continue an earlier process; its work from the checkpoint to `lost_until` (s) is billed as `lost`.
+
+        Spans of this process up to here (imports, data) are kept beside the earlier ones.
+        """
+        for name, seconds in state["spans"].items():
+            self.add(name, seconds)
         self.earlier = max(state["elapsed"], lost_until)
         self.add("lost", self.earlier - state["elapsed"])
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)
 
 
 def peak_memory(device: torch.device) -> int:

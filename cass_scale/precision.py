@@ -41,9 +41,7 @@ def resolve(asked: str, device: torch.device) -> Resolved:
     if asked in works:
         return _build(asked, f"{asked}, as asked; {who} has it in hardware")
     others = ", ".join(works)
-    raise ConfigError(
-        f"precision={asked}: {who} {_lack(asked, device)}. What works: auto (= {best}), {others}"
-    )
+    raise ConfigError(f"precision={asked}: {who} {_lack(asked, device)}. What works: auto (= {best}), {others}")
 
 
 def apply(resolved: Resolved) -> None:

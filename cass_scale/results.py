@@ -157,14 +157,14 @@ def tables(runs: Iterable[Run]) -> list[Table]:
 
 def _group(run: Run, evaluation: JSON) -> tuple[str, ...]:
     data = evaluation.get("data") or {}
-    fixed = [evaluation.get(key) for key in ("protocol", "split", "n_train", "n_test", "seed")]
+    fixed = [evaluation.get(key) for key in ("protocol", "settings", "split", "n_train", "n_test", "seed")]
     own = [sorted(run.part("arms").items()), run.record.get("image_size"), run.record.get("seed")]
     return tuple(str(part) for part in [data.get("name"), data.get("fingerprint"), *fixed, *own])
 
 
 def _table(members: list[tuple[Run, JSON]]) -> Table:
     run, first = members[0]
-    notes: list[str] = []
+    notes = [f"{m.name}, while scoring: {text}" for m, scored in members for text in scored.get("warnings") or []]
     rows = _reference_rows(members)
     for member, evaluation in members:
         if evaluation["weights"] == "run":
@@ -173,7 +173,7 @@ def _table(members: list[tuple[Run, JSON]]) -> Table:
             rows += [Row(arm, label, member, kind, _cells(s)) for arm, s in evaluation["arms"].items()]
     table = Table(
         protocol=first["protocol"],
-        data=str((first.get("data") or {}).get("name", "?")),
+        data=_data_name(first.get("data") or {}),
         split=str(first.get("split", "test")),
         n_train=first.get("n_train") or 0,
         n_test=first["n_test"],
@@ -181,12 +181,16 @@ def _table(members: list[tuple[Run, JSON]]) -> Table:
         image_size=run.record.get("image_size"),
         seed=run.record.get("seed"),
         rows=rows,
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
     )
     _compare(table)
     kinds = ["run", "null", "initial", "random"]
     table.rows.sort(key=lambda row: (row.arm, kinds.index(row.kind)))
     return table
+
+
+def _data_name(data: JSON) -> str:
+    return f"{data.get('name', '?')}{' (synthetic)' if data.get('synthetic') else ''}"
 
 
 def _cells(scores: JSON) -> dict[str, Cell]:
@@ -220,9 +224,7 @@ def _compare(table: Table) -> None:
 
 def _null_of(row: Row, rows: list[Row]) -> Row | None:
     nulls = [r for r in rows if r.kind == "null" and r.arm == row.arm]
-    same = [
-        r for r in nulls if r.run.part("data").get("fingerprint") == row.run.part("data").get("fingerprint")
-    ]
+    same = [r for r in nulls if r.run.part("data").get("fingerprint") == row.run.part("data").get("fingerprint")]
     return max(same, key=lambda r: str(r.run.record.get("started")), default=None)
 
 

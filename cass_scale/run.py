@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from cass_scale import records
 from cass_scale.checkpoint import Checkpoints
 from cass_scale.console import Console
-from cass_scale.errors import ConfigError
+from cass_scale.errors import ConfigError, StorageError
 from cass_scale.meter import Meter
 from cass_scale.types import JSON
 
@@ -32,14 +33,16 @@ class Run:
         """Append one metrics row, show it, and send it to the trackers."""
         self.last = row
         if self.main:
-            self.metrics.append(row)
+            with storing(self.metrics.path):
+                self.metrics.append(row)
             self.console.row(row, total)
             self.track(row, row["step"])
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, with the meter's state as of now."""
         if self.main:
-            records.update(self.folder, **self.meter.report(), **fields)
+            with storing(self.folder / records.RUN):
+                records.update(self.folder, **self.meter.report(), **fields)
 
     def note_collapse(self, step: int, found: list[tuple[str, str]]) -> bool:
         """Record arms that were seen collapsed for the first time; True when there is a new one."""
@@ -53,12 +56,25 @@ class Run:
         return bool(new)
 
     def rewind(self, step: int, meter_state: Mapping[str, Any]) -> None:
-        """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows are dropped."""
+        """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows dropped."""
         rows = records.read_metrics(self.metrics.path)
         self.meter.load(dict(meter_state), lost_until=rows[-1]["seconds"] if rows else 0.0)
         self.collapse = [entry for entry in self.collapse if entry["step"] <= step]
         if self.main:
-            self.metrics.truncate(step)
+            with storing(self.metrics.path):
+                self.metrics.truncate(step)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the file system says while `path` is written into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written ({error.strerror}); the last checkpoint is whole: "
+            "free some space or mend the folder, then run the same command again"
+        ) from error
 
 
 def lock(folder: Path) -> IO[str]:
@@ -68,10 +84,13 @@ def lock(folder: Path) -> IO[str]:
     """
     handle = (folder / ".lock").open("w")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        # Not flock: forked data workers would inherit it, and they outlive a killed parent by seconds.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, as the system likes
         handle.close()
-        raise ConfigError(f"run.dir={folder} is in use by another process; wait for it or choose another run.dir") from error
+        raise ConfigError(
+            f"run.dir={folder} is in use by another process; wait for it or choose another run.dir"
+        ) from error
     return handle
 
 

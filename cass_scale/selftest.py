@@ -31,9 +31,7 @@ def step_speed(
 
     def step() -> None:
         nonlocal loss
-        with torch.autocast(
-            device.type, resolved.autocast_dtype, enabled=resolved.autocast_dtype is not None
-        ):
+        with torch.autocast(device.type, resolved.autocast_dtype, enabled=resolved.autocast_dtype is not None):
             loss = model(images).float().square().mean()
         loss.backward()
         model.zero_grad()

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     """What every stream yields. The tensors lie on the training device; the caller owns their memory."""
 
     images: Tensor  # uint8 [B, 3, H, W]; from 16-bit sources uint16 [B, 3, H, W]
-    index: Tensor  # int64 [B]: row of the manifest, the same in every backend
+    index: Tensor  # type: ignore[assignment]  # int64 [B]: row of the manifest, the same in every backend
     group: Tensor | None = None  # int64 [B]: patient or lesion
     label: Tensor | None = None  # int64 [B], or float32 [B, C] of 0/1 for multi-label; never read in pretraining
 
@@ -113,6 +113,10 @@ class Stream(Protocol):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Micro-batches of `epoch` from optimizer step `start` on; starting late costs no reading."""
+        ...
+
+    def close(self) -> None:
+        """Stop what works in the background. A stream that is used again starts it anew."""
         ...
 
 

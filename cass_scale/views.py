@@ -19,9 +19,18 @@ import torch
 from torch import Tensor
 
 from cass_scale import rng
-from cass_scale.colour import FULL_SCALE, apply_colour, colour_matrix, mean_luma
+from cass_scale.colour import colour_matrix, mean_luma, recolour, to_unit
 from cass_scale.types import ARMS, Crop, Jitter, Stage, ViewSpec
-from cass_scale.warp import crop_map, flip_map, perspective_map, rotation_map, shrink, warp_
+from cass_scale.warp import (
+    crop_map,
+    flip_map,
+    flips,
+    interpolate,
+    mirror,
+    perspective_map,
+    rotation_map,
+    shrink,
+)
 
 # The table of draws. Each use has its own columns, so no option shifts the numbers of another one.
 TRIES = 10  # as torchvision's RandomResizedCrop
@@ -30,6 +39,7 @@ CROP_DRAWS, STAGE_DRAWS = 24, 16
 # Columns within a stage's block. CORNERS are eight: x, y of top left, top right, bottom right, bottom left.
 APPLY, CHOOSE, BRIGHTNESS, CONTRAST, SATURATION, HUE, PERSPECTIVE, CORNERS, ANGLE = 0, 1, 2, 3, 4, 5, 6, 7, 15
 
+BLOCK_PIXELS = 300_000  # two images of 384 x 384: their floats and a grid fit in the cache of one core
 SHRINK_ABOVE = 1.5  # source pixels per output pixel that one bilinear tap can read without visible aliasing
 
 
@@ -37,10 +47,7 @@ class CropParams(NamedTuple):
     """What was drawn for each of B samples; `apply_crop` needs nothing else."""
 
     maps: Tensor  # float32 [B, 3, 3]: point of the output -> point of the source, see `warp`
-    brightness: Tensor  # float64 [B]: product of the drawn factors, 1 where none was
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor  # float64 [B]: sum of the drawn angles in turns
+    factors: Tensor  # float64 [B, 4]: products for brightness, contrast, saturation; sum for hue in turns
 
 
 @torch.no_grad()
@@ -52,15 +59,13 @@ def make_views(images: Tensor, spec: ViewSpec, index: Tensor, *, seed: int, epoc
     epoch, id and view number. Raises TypeError or ValueError on another dtype or shape.
     """
     _check(images, index)
-    crops = [(crop, _prefilter(images, crop)) for crop in spec.crops]
-    contrast = any(stage.jitter and stage.jitter.contrast for crop in spec.crops for stage in crop.stages)
-    mean = mean_luma(images) if contrast else torch.zeros_like(index, dtype=torch.float64)
+    crops = [(crop, _prepare(images, crop)) for crop in spec.crops]
     aspect = images.shape[3] / images.shape[2]
     views: list[Tensor] = []
     for crop, source in crops * (ARMS if spec.per_arm == "own" else 1):
         for _ in range(crop.count):
             params = sample_crop(crop, index, seed=seed, epoch=epoch, view=len(views), aspect=aspect)
-            views.append(apply_crop(source, params, crop.size, mean))
+            views.append(apply_crop(source, params, crop.size))
     return views
 
 
@@ -74,9 +79,7 @@ def _check(images: Tensor, index: Tensor) -> None:
         raise ValueError(f"index is {index.dtype} {tuple(index.shape)}; {n} images need torch.int64 ({n},)")
 
 
-def sample_crop(
-    crop: Crop, index: Tensor, *, seed: int, epoch: int, view: int, aspect: float = 1.0
-) -> CropParams:
+def sample_crop(crop: Crop, index: Tensor, *, seed: int, epoch: int, view: int, aspect: float = 1.0) -> CropParams:
     """Draw view number `view` for the sample ids `index` [B]; `aspect` is the source's width / height."""
     u = rng.uniform(seed, epoch, index, view, CROP_DRAWS + STAGE_DRAWS * len(crop.stages)).double()
     maps = torch.eye(3, dtype=u.dtype, device=u.device).repeat(len(u), 1, 1)
@@ -90,7 +93,7 @@ def sample_crop(
             colours = _jitter(stage.jitter, draws, recolour, colours)
         maps = maps @ _distortion(stage, draws, distort, crop.size)
     maps = maps @ flip_map(u[:, VFLIP] < crop.vflip, u[:, HFLIP] < crop.hflip)
-    return CropParams((maps / maps[:, 2:, 2:]).float(), *colours)
+    return CropParams((maps / maps[:, 2:, 2:]).float(), torch.stack(colours, 1))
 
 
 def _box(crop: Crop, u: Tensor, aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,24 +145,64 @@ def _distortion(stage: Stage, draws: Tensor, on: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def apply_crop(images: Tensor, params: CropParams, size: int, mean: Tensor | None = None) -> Tensor:
-    """uint8, uint16 or float32 (0..1) `images` [B, 3, H, W] -> float32 [B, 3, size, size] in 0..1.
+def apply_crop(images: Tensor, params: CropParams, size: int) -> Tensor:
+    """uint8 or float32 (0..1) `images` [B, 3, H, W] -> float32 [B, 3, size, size] in 0..1.
 
-    `mean` is their mean luma [B], computed here when absent. Colour comes first, so that borders stay black.
+    Colour comes first, so that borders stay black. At the same size, flips and the identity are exact copies.
     """
-    mean = mean_luma(images) if mean is None else mean
-    matrix = colour_matrix(*params[1:], mean)
-    return warp_(apply_colour(images, matrix), params.maps, size)
+    apply = _apply_by_kind if images.device.type == "cpu" else _apply_to_all
+    return apply(images, params, size)
 
 
-def _prefilter(images: Tensor, crop: Crop) -> Tensor:
-    """Shrink a source with too many pixels so that a crop of the middle area meets `size` pixel for pixel."""
+def _apply_to_all(images: Tensor, params: CropParams, size: int) -> Tensor:
+    """Everything for every row: nothing is read back, so nothing waits for a device."""
+    straight, upside, mirrored = flips(params.maps)
+    same_size = images.shape[-2:] == (size, size)
+    if same_size:
+        images = mirror(images, upside, mirrored)  # while they are bytes, not floats
+    pixels = recolour(images, colour_matrix(params.factors, mean_luma(images)))
+    bent = interpolate(pixels, params.maps, size)
+    return torch.where(straight[:, None, None, None], pixels, bent) if same_size else bent
+
+
+def _apply_by_kind(images: Tensor, params: CropParams, size: int) -> Tensor:
+    """The same bits: rows that need the same work go together, in blocks that stay in a CPU's cache."""
+    recoloured = (params.factors != torch.tensor([1.0, 1.0, 1.0, 0.0])).any(1)
+    straight, upside, mirrored = flips(params.maps)
+    if images.shape[-2:] != (size, size):
+        straight = torch.zeros_like(straight)
+    kinds = torch.stack([recoloured, straight, straight & upside, straight & mirrored], 1)
+    out = torch.empty(len(images), 3, size, size)
+    for kind in kinds.unique(dim=0):
+        for rows in (kinds == kind).all(1).nonzero()[:, 0].split(max(1, BLOCK_PIXELS // size**2)):
+            block = CropParams(params.maps[rows], params.factors[rows])
+            out.index_copy_(0, rows, _apply_kind(images.index_select(0, rows), block, size, *kind.tolist()))
+    return out
+
+
+def _apply_kind(
+    images: Tensor,
+    params: CropParams,
+    size: int,
+    coloured: bool,
+    straight: bool,
+    upside: bool,
+    mirrored: bool,
+) -> Tensor:
+    axes = [axis for axis, flip in ((2, upside), (3, mirrored)) if flip]
+    images = images.flip(axes) if axes else images
+    pixels = recolour(images, colour_matrix(params.factors, mean_luma(images))) if coloured else to_unit(images)
+    return pixels if straight else interpolate(pixels, params.maps, size)
+
+
+def _prepare(images: Tensor, crop: Crop) -> Tensor:
+    """uint16 as float32 in 0..1; a large source so small that a middle crop meets `size` pixel for pixel."""
+    if images.dtype == torch.uint16:
+        images = images.float() / 65535
     middle = (crop.scale[0] * crop.scale[1]) ** 0.25  # side of the crop of geometric mean area
     goal = round(crop.size / middle)
     height, width = (goal if n > SHRINK_ABOVE * goal else n for n in images.shape[2:])
-    if (height, width) == tuple(images.shape[2:]):
-        return images
-    return shrink(images, height, width, FULL_SCALE[images.dtype])
+    return images if (height, width) == tuple(images.shape[2:]) else shrink(to_unit(images), height, width)
 
 
 def problems(spec: ViewSpec) -> list[str]:
@@ -188,9 +231,7 @@ def _stage_problems(key: str, stage: Stage) -> list[str]:
         found.append(f"{key}.choose={stage.choose}: choose all or one")
     if jitter := stage.jitter:
         widths = {name: value for name, value in vars(jitter).items() if name != "hue"}
-        found += _outside(f"{key}.jitter", 0, math.inf, **widths) + _outside(
-            f"{key}.jitter", 0, 0.5, hue=jitter.hue
-        )
+        found += _outside(f"{key}.jitter", 0, math.inf, **widths) + _outside(f"{key}.jitter", 0, 0.5, hue=jitter.hue)
     return found
 
 

@@ -71,51 +71,35 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return a[:, :1] * b[:, 1:] - a[:, 1:] * b[:, :1]
 
 
-def warp_(pixels: Tensor, maps: Tensor, size: int) -> Tensor:
-    """`pixels` float32 [B, 3, H, W] through float32 `maps`: [B, 3, size, size], black outside the source.
-
-    Bilinear, but flips and the identity at the same size are copies, bit for bit. May overwrite `pixels`.
-    """
-    if pixels.shape[-2:] != (size, size):
-        return _interpolate(pixels, maps, size)
+def flips(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bool [B] each: is the map exactly the identity or a flip; if so, is it upside down, left to right."""
     straight = (maps.abs() == torch.eye(3, device=maps.device)).flatten(1).all(1)
-    upside, mirrored = maps[:, 1, 1] < 0, maps[:, 0, 0] < 0
-    if pixels.device.type != "cpu":
-        return torch.where(
-            straight[:, None, None, None], _mirror(pixels, upside, mirrored), _interpolate(pixels, maps, size)
-        )
-    for v, h, axes in ((True, False, [2]), (False, True, [3]), (True, True, [2, 3])):
-        rows = (straight & (upside == v) & (mirrored == h)).nonzero()[:, 0]
-        pixels[rows] = pixels[rows].flip(axes)
-    bent = (~straight).nonzero()[:, 0]
-    pixels[bent] = _interpolate(pixels[bent], maps[bent], size)
-    return pixels
+    return straight, straight & (maps[:, 1, 1] < 0), straight & (maps[:, 0, 0] < 0)
 
 
-def _mirror(pixels: Tensor, upside: Tensor, mirrored: Tensor) -> Tensor:
-    """Flips as one gather without asking which rows: nothing waits for the device."""
-    size = pixels.shape[-1]
-    line = torch.arange(size, device=pixels.device)
-    rows, columns = (torch.where(f[:, None], size - 1 - line, line) for f in (upside, mirrored))
-    sample = torch.arange(len(pixels), device=pixels.device)[:, None, None, None]
-    channel = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
-    return pixels[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+def mirror(images: Tensor, upside: Tensor, mirrored: Tensor) -> Tensor:
+    """Flip the marked ones of square images [B, 3, S, S]: one gather, since choosing waits for a device."""
+    line = torch.arange(images.shape[-1], device=images.device)
+    y, x = (torch.where(flip[:, None], line.flip(0), line) for flip in (upside, mirrored))
+    sample = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    return images[sample, channel, y[:, None, :, None], x[:, None, None, :]]
 
 
-def _interpolate(pixels: Tensor, maps: Tensor, size: int) -> Tensor:
+def interpolate(pixels: Tensor, maps: Tensor, size: int) -> Tensor:
+    """`pixels` float32 [B, 3, H, W] in 0..1 through float32 `maps`, black outside: [B, 3, size, size]."""
     grid = sampling_grid(maps, size)
     for axis, length in ((0, pixels.shape[3]), (1, pixels.shape[2])):
         if length < size:
             _keep_edge_(grid[..., axis], length, size)
-    view = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return view.clamp_(max=1)  # the four weights may sum to 1 + 1e-7
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def sampling_grid(maps: Tensor, size: int) -> Tensor:
     """Where each output pixel's centre lies in the source: [B, size, size, 2]."""
     centre = torch.arange(1 - size, size, 2, device=maps.device, dtype=maps.dtype) / size
     row, column = centre[None, :, None], centre[None, None, :]
-    # Separate products and sums, not a matmul or addcmul: see colour._transform.
+    # Separate products and sums, not a matmul or addcmul: see colour.recolour.
     x, y, w = ((m[:, 0] * column + m[:, 2]) + m[:, 1] * row for m in maps[..., None, None].unbind(1))
     grid = torch.empty(*x.shape, 2, device=maps.device, dtype=maps.dtype)
     torch.div(x, w, out=grid[..., 0])
@@ -129,7 +113,6 @@ def _keep_edge_(grid: Tensor, length: int, size: int) -> None:
     grid.clamp_(1 / length - 1, 1 - 1 / length).add_(beyond, alpha=size / length)
 
 
-def shrink(images: Tensor, height: int, width: int, full_scale: int) -> Tensor:
-    """Antialiased bilinear reduction of [B, 3, H, W] to float32 [B, 3, height, width] in 0..1."""
-    pixels = images.float().div_(full_scale)
+def shrink(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Antialiased bilinear reduction of float32 [B, 3, H, W] in 0..1 to [B, 3, height, width]."""
     return F.interpolate(pixels, (height, width), mode="bilinear", antialias=True).clamp_(0, 1)

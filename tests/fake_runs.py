@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cass_scale import records
-from cass_scale.report import report
+from cass_scale.page import report
 
 ARMS = {
     "cnn": {"model": "resnet18", "weights": "resnet18.a1_in1k"},
@@ -74,16 +74,12 @@ def add_run(root: Path, name: str, method: str, *, steps: int = STEPS, **fields:
     log = records.MetricsLog(folder / "metrics.jsonl")
     for row in rows(method, steps):
         log.append(row)
-    records.atomic_write_text(
-        folder / "config.yaml", f"method:\n  _target_: cass_scale.methods.{method}\nseed: 0\n"
-    )
+    records.atomic_write_text(folder / "config.yaml", f"method:\n  _target_: cass_scale.methods.{method}\nseed: 0\n")
     records.write_json(folder / "env.json", records.env())
     return folder
 
 
-def add_scores(
-    folder: Path, scores: dict[str, tuple[float, ...]], *, weights: str = "run", **fields: Any
-) -> None:
+def add_scores(folder: Path, scores: dict[str, tuple[float, ...]], *, weights: str = "run", **fields: Any) -> None:
     """An evaluation as `cass-scale evaluate` leaves it; scores: macro F1, balanced accuracy, AUC."""
     names = ("macro_f1", "balanced_accuracy", "auc")
     value = {
@@ -107,9 +103,7 @@ def sample_png(path: Path) -> None:
 def demo(root: Path) -> Path:
     """The demo's runs: published CASS (collapsed), contrast, null control; and one that was stopped."""
     seen = [{"step": 50, "arm": "cnn", "why": "cosine between different images 0.998, at the start 0.741"}]
-    seen.append(
-        {"step": 30, "arm": "vit", "why": "cosine between different images 1.000, at the start 0.991"}
-    )
+    seen.append({"step": 30, "arm": "vit", "why": "cosine between different images 1.000, at the start 0.991"})
     bad = [{"key": "glioma/cut.jpg", "why": "truncated after 120 of 4,096 bytes"}]
     cass = add_run(root, "cass", "cass", collapse=seen, data=DATA | {"bad": bad})
     contrast = add_run(root, "contrast", "cass_contrast", git={"sha": "3f1c" * 10, "dirty": True})

@@ -25,7 +25,11 @@ def test_every_leaf_composes_and_says_where_its_numbers_come_from(leaf: Path) ->
     assert "# run:     " in leaf.read_text(), "a leaf is a lab notebook: it gives the command that runs it"
 
 
-@pytest.mark.parametrize("leaf", [p for p in LEAVES if p.parent.name in ("method", "arms", "objective", "views")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "leaf",
+    [p for p in LEAVES if p.parent.name in ("method", "arms", "objective", "views")],
+    ids=lambda p: p.stem,
+)
 def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("resnet18.tv_in1k_nofc", "vit_small_patch14_reg4_dinov2.mr_tuned"):
         (tmp_path / f"{name}.safetensors").touch()  # arms=small names files
@@ -41,7 +45,9 @@ def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.Mo
 
 
 def test_methods_are_what_they_say() -> None:
-    paper, official, null, contrast = (compose_config("pretrain", [f"method=cass_{m}"]) for m in ("paper", "official", "null", "contrast"))
+    paper, official, null, contrast = (
+        compose_config("pretrain", [f"method=cass_{m}"]) for m in ("paper", "official", "null", "contrast")
+    )
     assert paper["swa"]["enabled"] and paper["method"]["noise_rule"] and paper["normalise"] == "imagenet"
     assert paper["views"]["crops"][0]["stages"][0]["choose"] == "one"
     assert official["train"]["clear_gradients"] is False and not official["swa"]["enabled"]
@@ -58,7 +64,9 @@ def test_command_line_wins_over_a_method() -> None:
 
 def test_all_problems_at_once_each_with_what_would_work() -> None:
     with pytest.raises(ConfigError) as caught:
-        compose_config("pretrain", ["method=casss", "train.batchsize=3", "optim.l=3", "train.epochs=3", "train.epochs=4"])
+        compose_config(
+            "pretrain", ["method=casss", "train.batchsize=3", "optim.l=3", "train.epochs=3", "train.epochs=4"]
+        )
     assert len(caught.value.problems) == 4
     text = str(caught.value)
     assert "did you mean cass?" in text
@@ -70,7 +78,12 @@ def test_values_out_of_range_are_named_together() -> None:
     config = compose_config("pretrain", ["train.batch_size=abc", "optim.lr=-1", "train.precision=int8", "swa.start=2"])
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    assert [p.split("=")[0] for p in problems.found] == ["train.batch_size", "train.precision", "optim.lr", "swa.start"]
+    assert [p.split("=")[0] for p in problems.found] == [
+        "train.batch_size",
+        "train.precision",
+        "optim.lr",
+        "swa.start",
+    ]
     assert "one of auto, fp32, tf32, fp16, bf16" in "\n".join(problems.found)
 
 
@@ -109,9 +122,14 @@ def test_arms(words: list[str], expected: str) -> None:
 
 
 def test_twin_keys_become_the_same_overrides() -> None:
-    keys = {"method": "cass", "train": {"epochs": 2, "max_steps": None, "trackers": ["wandb"]}, "data": {"path": "a b", "noise": True}}
+    keys = {
+        "method": "cass",
+        "train": {"epochs": 2, "max_steps": None, "trackers": ["wandb"]},
+        "data": {"path": "a b", "noise": True},
+    }
     assert flatten(keys) == [
-        "method=cass", "train.epochs=2", "train.max_steps=null", "train.trackers=[wandb]", "data.path=a b", "data.noise=true",
+        "method=cass", "train.epochs=2", "train.max_steps=null", "train.trackers=[wandb]", "data.path=a b",
+        "data.noise=true",
     ]  # fmt: skip
     assert compose_config("pretrain", flatten(keys))["data"]["path"] == "a b"
 
@@ -119,5 +137,7 @@ def test_twin_keys_become_the_same_overrides() -> None:
 def test_every_root_key_of_pretrain_has_a_rule_or_a_group() -> None:
     root = yaml.safe_load((config_dir() / "pretrain.yaml").read_text())
     ruled = set(settings.PRETRAIN) | {"run.dir"}
-    leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v} | {k for k, v in root.items() if not isinstance(v, dict | list)}
+    leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v} | {
+        k for k, v in root.items() if not isinstance(v, dict | list)
+    }
     assert leaves <= ruled, "a key without a rule takes any value silently"

@@ -131,9 +131,7 @@ def test_record_is_created_once_updated_and_read(tmp_path: Path) -> None:
 
 
 def test_record_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no run.json in .*: not a run folder; run `cass-scale pretrain` first"
-    ):
+    with pytest.raises(DataError, match=r"no run.json in .*: not a run folder; run `cass-scale pretrain` first"):
         records.read(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": 1,')
     with pytest.raises(DataError, match=r"run.json cannot be read as JSON \(.*\); restore it, or remove"):

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 from cass_scale import records
 from cass_scale.charts import Line, _thin
 from cass_scale.errors import ConfigError, DataError, MissingExtra
-from cass_scale.report import report
+from cass_scale.page import report
 from tests.fake_runs import DATA, Page, add_run, add_scores, demo, page_of, scores, squeezed
 
 
@@ -35,10 +35,7 @@ def test_collapse_is_said_first_with_arm_and_step_and_points_to_the_contrast_run
     page, html = demo_page
     text = squeezed(page)
     assert "Run cass collapsed: vit at step 30, cnn at step 50" in text
-    assert (
-        "The published objective collapsed: its encoders carry little about the image; see the contrast run"
-        in text
-    )
+    assert "The published objective collapsed: its encoders carry little about the image; see the contrast run" in text
     assert html.index('class="banner"') < html.index("<h2>")
     assert html.count('role="alert"') == 1
 
@@ -117,10 +114,14 @@ def test_summary_gives_cost_speed_and_waiting(demo_page: tuple[Page, str]) -> No
 
 def test_synthetic_and_noise_data_are_named(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    add_run(runs, "p", "cass", data=DATA | {"name": "phantom", "synthetic": True})
+    made = {"name": "phantom", "synthetic": True}
+    phantom = add_run(runs, "p", "cass", data=DATA | made)
+    add_scores(phantom, {"cnn": (0.5, 0.5, 0.5)}, data=made, warnings=["the solver did not converge"])
     add_run(runs, "z", "cass_contrast", data=DATA | {"noise": True})
     text = squeezed(page_of(runs)[0])
     assert "synthetic phantom data: says nothing about medicine" in text
+    assert "k-nearest neighbours, phantom (synthetic)" in text
+    assert "p, while scoring: the solver did not converge" in text
     assert "z was trained on Gaussian noise images" in text
 
 
@@ -162,9 +163,7 @@ def test_a_damaged_record_is_named_and_the_rest_shown(runs: Path) -> None:
 
 
 def test_a_run_that_failed_at_once_has_half_a_record(tmp_path: Path) -> None:
-    records.create(
-        tmp_path / "runs" / "early", {"status": "failed", "error": "no space left", "method": "cass"}
-    )
+    records.create(tmp_path / "runs" / "early", {"status": "failed", "error": "no space left", "method": "cass"})
     page, _ = page_of(tmp_path / "runs")
     assert "no space left" in page.text and "No run has finished." in page.text
 
@@ -194,9 +193,7 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match=r"out=.* cannot be written \(.*\); name a file"):
         report(tmp_path / "runs", run)
     records.update(run, schema=2)
-    with pytest.raises(
-        DataError, match=r"run.json has schema 2; this cass-scale reads schema 1 to 1: `pip install"
-    ):
+    with pytest.raises(DataError, match=r"run.json has schema 2; this cass-scale reads schema 1 to 1: `pip install"):
         report(tmp_path / "runs", tmp_path / "report.html")
     (run / "run.json").write_text("[]")
     with pytest.raises(DataError, match=r"no readable run.json under .*future/run.json holds a list"):
@@ -208,15 +205,13 @@ def test_a_missing_extra_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch, p
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        MissingExtra, match=rf"needs the package {package}: `pip install 'cass-scale\[report\]'`"
-    ):
+    with pytest.raises(MissingExtra, match=rf"needs the package {package}: `pip install 'cass-scale\[report\]'`"):
         report(runs, runs.parent / "report.html")
 
 
 def test_no_torch(runs: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cass_scale.report import report\n"
+        "import sys; from pathlib import Path; from cass_scale.page import report\n"
         f"report(Path({str(runs)!r}), Path({str(runs.parent / 'report.html')!r}))\n"
         "assert not {'torch', 'hydra', 'matplotlib.pyplot'} & set(sys.modules), sorted(sys.modules)"
     )

@@ -20,9 +20,9 @@ from tests.fake_runs import demo, page_of
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (`apt-get install chromium`)")
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --hide-scrollbars --disable-quic --no-first-run --disable-sync"
-    " --disable-background-networking --disable-component-update"
-).split()  # noqa: SIM905
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-sync"),
+    *("--disable-quic", "--disable-background-networking", "--disable-component-update"),
+)
 WRAPPER = """<body><script>
 const frames = [390, 1280].map(width => {
   const frame = document.createElement("iframe");

@@ -74,7 +74,8 @@ class FolderStream:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's micro-batches of `epoch` from optimizer step `start` on. One epoch at a time."""
         self._order.epoch, self._order.start = epoch, start
-        batches = iter(self._loader)
+        with _signals_held():
+            batches = iter(self._loader)
         while True:
             try:
                 read = next(batches)
@@ -84,7 +85,7 @@ class FolderStream:
                 if "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
-                    f"a process that reads images died ({error}); try fewer data.workers, or 0 to see more"
+                    f"a process that reads images died ({error}); try fewer stream.workers, or 0 to see more"
                 ) from error
             if read.error:
                 raise DataError(read.error)
@@ -98,7 +99,7 @@ class FolderStream:
         batches._shutdown_workers()
         for worker in batches._workers:
             if worker.is_alive():
-                worker.kill()  # they ignore SIGTERM
+                worker.kill()  # SIGTERM does not reach them
         self._loader._iterator = None
 
     def _batch(self, read: _Read) -> Batch:
@@ -155,10 +156,20 @@ def _as_it_is(read: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """Signals are the main process's business: a scheduler sends SIGTERM to all, and it still has to save."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Workers started inside never see SIGINT or SIGTERM, from their first instruction on.
+
+    A scheduler sends SIGTERM to every process of a job; the main one still has to finish its step and save.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _open: weakref.WeakSet[FolderStream] = weakref.WeakSet()

@@ -50,9 +50,7 @@ def walk(root: Path) -> Files:
             stat = path.stat()
             files[path.relative_to(root).as_posix()] = stat.st_size, stat.st_mtime_ns
     if not anything:
-        raise DataError(
-            f"data.path={root} is an empty folder; images are looked for as {' '.join(EXTENSIONS)}"
-        )
+        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(EXTENSIONS)}")
     if not files:
         raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(EXTENSIONS)}")
     return dict(sorted(files.items()))
@@ -79,9 +77,7 @@ def read(root: Path, files: Files, labels: Labels) -> Listing:
         raise ConfigError(f"data.labels={labels!r} is unknown; choose auto, none, folders or csv")
     has_csv = (root / CSV).is_file()
     if labels == "csv" and not has_csv:
-        raise DataError(
-            f"data.labels=csv, but there is no {root / CSV}; its columns are path,label,split,group_id"
-        )
+        raise DataError(f"data.labels=csv, but there is no {root / CSV}; its columns are path,label,split,group_id")
     if has_csv and labels != "folders":
         return _from_csv(root / CSV, files, drop_labels=labels == "none")
     return _from_folders(list(files), labels)
@@ -96,21 +92,13 @@ def _from_folders(keys: list[str], labels: Labels) -> Listing:
     below = [p[1:] if has_splits else p for p in parts]
     if labels == "folders" and any(len(p) < 2 for p in below):
         stray = keys[[len(p) < 2 for p in below].index(True)]
-        raise DataError(
-            f"data.labels=folders, but {stray} lies in no class folder; use data.labels=none or move it"
-        )
+        raise DataError(f"data.labels=folders, but {stray} lies in no class folder; use data.labels=none or move it")
     classes = {p[0] for p in below if len(p) > 1}
-    labelled = labels == "folders" or (
-        labels == "auto" and len(classes) > 1 and {len(p) for p in below} == {2}
-    )
+    labelled = labels == "folders" or (labels == "auto" and len(classes) > 1 and {len(p) for p in below} == {2})
     if labelled:
         notes.insert(0, f"labels from {len(classes)} class folders")
     else:
-        why = (
-            "as asked (data.labels=none)"
-            if labels == "none"
-            else f"no {CSV} and no class folders (class/image)"
-        )
+        why = "as asked (data.labels=none)" if labels == "none" else f"no {CSV} and no class folders (class/image)"
         notes.insert(0, f"no labels: {why}")
     found = [p[0] if labelled else "" for p in below]
     return Listing(keys, found, [""] * len(keys), splits, notes)
@@ -123,9 +111,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     for line, row in _rows(path):
         key = _safe_key(row.get("path") or "", path, line)
         if key in first:
-            raise DataError(
-                f"{path} line {line}: {key} was already named in line {first[key]}; keep one of them"
-            )
+            raise DataError(f"{path} line {line}: {key} was already named in line {first[key]}; keep one of them")
         first[key] = line
         column = next((c for c in ("group_id", "patient_id") if (row.get(c) or "").strip()), "")
         columns[column] += bool(column)
@@ -153,9 +139,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             names = list(reader.fieldnames or [])
             if "path" not in names:
                 have = ", ".join(names[:10]) or "nothing"
-                raise DataError(
-                    f"{path} has no column `path` (it has {have}); needed: path, optional: label, split"
-                )
+                raise DataError(f"{path} has no column `path` (it has {have}); needed: path, optional: label, split")
             for row in reader:
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
@@ -167,9 +151,7 @@ def _safe_key(text: str, path: Path, line: int) -> str:
     if not key.parts:
         raise DataError(f"{path} line {line}: the path is empty")
     if key.is_absolute() or ".." in key.parts or key.parts[0].endswith(":"):
-        raise DataError(
-            f"{path} line {line}: {text.strip()} leads out of the folder; paths must be relative to it"
-        )
+        raise DataError(f"{path} line {line}: {text.strip()} leads out of the folder; paths must be relative to it")
     return key.as_posix()
 
 

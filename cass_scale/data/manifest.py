@@ -93,7 +93,7 @@ class Manifest:
         """16 hex digits of what decides the learning: files, labels, groups, splits; not the place."""
         digest = hashlib.sha256(json.dumps([self.classes, self.multilabel]).encode())
         for column in (self.keys, self.labels, self.groups, self.splits, self.sha256):
-            digest.update(json.dumps(column).encode())
+            digest.update("\0".join(column).encode("utf-8", "surrogateescape") + b"\n")
         return digest.hexdigest()[:16]
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -138,8 +138,11 @@ def _from_rows(head: JSON, rows: Iterable[list[str]]) -> Manifest:
     reader = iter(rows)
     if next(reader, None) != COLUMNS:
         raise ValueError(f"its columns are not {','.join(COLUMNS)}")
-    columns = list(zip(*reader, strict=True)) or [()] * len(COLUMNS)
-    _, keys, labels, groups, splits, sha256, sizes = columns
+    columns: list[list[str]] = [[] for _ in COLUMNS]
+    for row in reader:  # zip(*reader) would hold a million lists at once: four times slower
+        for column, cell in zip(columns, row, strict=True):
+            column.append(cell)
+    _, keys, labels, groups, splits, sha256, sizes = map(tuple, columns)
     return Manifest(
         name=head["name"],
         root=Path(head["root"]),
@@ -148,7 +151,7 @@ def _from_rows(head: JSON, rows: Iterable[list[str]]) -> Manifest:
         groups=groups,
         splits=splits,
         sha256=sha256,
-        sizes=tuple(map(int, sizes)),
+        sizes=tuple(int(size) for size in sizes),
         classes=tuple(head["classes"]),
         multilabel=head["multilabel"],
         bad=tuple(Bad(key, why) for key, why in head["bad"]),

@@ -138,16 +138,12 @@ def _tissue(draws: Draws, height: int, width: int, scale: float, tint: Plane) ->
     fibre = draws.many(len(at), 0.55, 1.0)[nearest.reshape(h, w).numpy()]
     septum = 1 / (1 + np.exp(-24 * (draws.smooth(h, w, 85 * scale) - 0.66)))
     grain = 0.8 + 0.4 * draws.smooth(h, w, max(1.5, 3 * scale))
-    body = (0.26 * fibre * (1 - 0.35 * first.reshape(h, w).numpy()) * grain * (1 - wall) + 0.07 * wall) * (
-        1 - septum
-    )
+    body = (0.26 * fibre * (1 - 0.35 * first.reshape(h, w).numpy()) * grain * (1 - wall) + 0.07 * wall) * (1 - septum)
     course = draws.one(-1, 1) * np.arange(h)[:, None] + draws.one(-1, 1) * np.arange(w)
     strand = 0.5 + 0.5 * np.sin(course * (1.3 / scale) + 40 * draws.smooth(h, w, 60 * scale))
     threads = septum * (0.06 + 0.08 * strand * draws.smooth(h, w, max(1.5, 8 * scale)))
     soft = Image.Resampling.BILINEAR
-    return _resize(septum, height, width, soft), _resize(body + threads, height, width, soft)[
-        ..., None
-    ] * tint
+    return _resize(septum, height, width, soft), _resize(body + threads, height, width, soft)[..., None] * tint
 
 
 def _resize(plane: Plane, height: int, width: int, how: Image.Resampling) -> Plane:

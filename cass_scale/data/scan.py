@@ -58,7 +58,5 @@ def refuse_too_many(root: Path, bad: Sequence[Bad], files: int, max_bad: float) 
     if len(bad) == files:
         advice = "no good image is left"
     else:
-        advice = (
-            f"more than data.max_bad={max_bad:g}; repair or remove them, or raise data.max_bad to skip them"
-        )
+        advice = f"more than data.max_bad={max_bad:g}; repair or remove them, or raise data.max_bad to skip them"
     raise DataError("\n".join([f"{len(bad)} of {files} images in {root} are bad, {advice}:", *shown]))

@@ -51,9 +51,7 @@ def folder(
     if found is None:
         found = _build(root, name or root.name, listing, check_fractions(split), seed, workers)
         if len(found):
-            with contextlib.suppress(
-                OSError
-            ):  # a cache that cannot be written costs the next scan, nothing else
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
                 found.write(place)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
@@ -64,9 +62,7 @@ def phantom(*, images: int = 198, scale: float = 1.0, seed: int = 0) -> Manifest
     place = cache_folder() / "sets" / phantom_set.folder_name(images, scale, seed)
     root = make_once(place, lambda at: phantom_set.generate(at, images=images, scale=scale, seed=seed))
     found = folder(root, name="phantom", labels="csv")
-    return replace(
-        found, synthetic=True, notes=("synthetic images, drawn by a program; no patient", *found.notes)
-    )
+    return replace(found, synthetic=True, notes=("synthetic images, drawn by a program; no patient", *found.notes))
 
 
 def digits(*, seed: int = 0, split: Sequence[float] = DEFAULT_SPLIT) -> Manifest:

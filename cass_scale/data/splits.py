@@ -21,9 +21,7 @@ def check_fractions(split: Sequence[float]) -> tuple[float, float, float]:
     return parts
 
 
-def assign(
-    labels: Sequence[str], groups: Sequence[str], split: Sequence[float], seed: int
-) -> tuple[str, ...]:
+def assign(labels: Sequence[str], groups: Sequence[str], split: Sequence[float], seed: int) -> tuple[str, ...]:
     """A split name for each of N samples; without any label all are `train`.
 
     Greedy over groups in random order (a sample without group is its own): each goes where its labels
@@ -51,9 +49,7 @@ def assign(
     return tuple(out)
 
 
-def _neediest(
-    counts: Counter[str], total: Counter[str], need: _Need, left: list[float], share: Sequence[float]
-) -> int:
+def _neediest(counts: Counter[str], total: Counter[str], need: _Need, left: list[float], share: Sequence[float]) -> int:
     """The split that misses most of these labels; ties go by images missing, then to the later split."""
 
     def missing(s: int) -> tuple[float, float, int]:

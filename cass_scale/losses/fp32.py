@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -32,7 +33,8 @@ def fp32(loss: Callable[P, R]) -> Callable[P, R]:
         device = next(v.device.type for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
         raised = [_raised(v) for v in args]
         named = {k: _raised(v) for k, v in kwargs.items()}
-        with torch.autocast(device, enabled=False):
+        # Estimates run on the meta device, which knows no autocast.
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
             return loss(*raised, **named)  # type: ignore[arg-type]
 
     return wrapped

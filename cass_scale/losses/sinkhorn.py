@@ -32,9 +32,7 @@ def balanced_targets(scores: Tensor, *, epsilon: float, iterations: int) -> Tens
 
 
 @fp32
-def sinkhorn(
-    x: Tensor, y: Tensor, *, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3
-) -> Tensor:
+def sinkhorn(x: Tensor, y: Tensor, *, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Swapped prediction: 1/2 (CE(Q(x), y) + CE(Q(y), x)), CE(q, z) = -mean_i sum_k q_ik log p(z)_ik.
 
     x, y: outputs of the two arms [B, K]; s: the same centred over K and L2-normalised; p: softmax(s / t);
@@ -52,8 +50,7 @@ def sinkhorn(
     x, y = _scores(x), _scores(y)
     first = len(x) * dist.rank() if dist.active() else 0
     for_y, for_x = (
-        balanced_targets(whole_batch(s.detach(), "sinkhorn"), epsilon=epsilon, iterations=iterations)
-        for s in (x, y)
+        balanced_targets(whole_batch(s.detach(), "sinkhorn"), epsilon=epsilon, iterations=iterations) for s in (x, y)
     )
     mine = slice(first, first + len(x))
     forth = F.cross_entropy(y / temperature, for_y[mine])

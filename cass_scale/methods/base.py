@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from cass_scale.encoders import Encoder
+from cass_scale.errors import ConfigError
 from cass_scale.types import ArmOutput, Batch, Progress, StepOutput
 
 
@@ -17,7 +18,7 @@ class Method(nn.Module):
     needs: frozenset[str] = frozenset()  # optional batch fields it requires, e.g. {"label"}
 
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
-        """Views, float [B, 3, S, S] in [0, 1] each -> loss. The loss lives here so that DDP / ZeRO hooks fire."""
+        """Views, float [B, 3, S, S] in [0, 1] each -> loss. The loss lives here, so that DDP's hooks fire."""
         raise TypeError(f"{type(self).__name__} must define forward")
 
     def encoders(self) -> dict[str, Encoder]:
@@ -39,6 +40,8 @@ class Method(nn.Module):
         """Called before every epoch."""
 
 
-def views_by_arm(views: list[Tensor], arms: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """One shared view for all arms, or view i for arm i."""
-    return {name: views[0] if len(views) == 1 else views[i] for i, name in enumerate(arms)}
+def views_by_arm(views: list[Tensor], arms: Sequence[str]) -> dict[str, Tensor]:
+    """One shared view for all arms, or view i for arm i. Raises ConfigError for any other number of views."""
+    if len(views) not in (1, len(arms)):
+        raise ConfigError(f"views: {len(views)} views for {len(arms)} arms; give 1 to share, or 1 per arm")
+    return dict(zip(arms, views * len(arms), strict=False))

@@ -7,15 +7,16 @@ Singh, Cirrone 2023, arXiv 2301.12025, section 3 and algorithm 1; the notebook o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cass_scale.encoders import Encoder
+from cass_scale.errors import ConfigError
 from cass_scale.losses.cosine import noise_rule
 from cass_scale.methods.base import Method, views_by_arm
-from cass_scale.types import ArmOutput, Batch, Progress, StepOutput
+from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,7 +37,10 @@ class Arm(nn.Module):
 def projector(dim: int, hidden: int, outputs: int) -> nn.Module:
     """A small BatchNorm projector: its batch statistics alone keep outputs from becoming one constant."""
     return nn.Sequential(
-        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+        nn.Linear(dim, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs),
     )
 
 
@@ -44,7 +48,8 @@ class CASS(Method):
     """Two arms, one view, one objective between their outputs; `2 - 2 cos` in the paper.
 
     `projection` > 0 replaces both heads by BatchNorm projectors of that output width. `frozen` gives the null
-    control: learning rate 0, so that only BatchNorm's running statistics move, as in the authors' recorded run.
+    control: learning rate 0, so that only BatchNorm's running statistics move, as in the recorded run of the
+    authors. Raises ConfigError unless there are two arms with outputs of one width.
     """
 
     def __init__(
@@ -59,11 +64,15 @@ class CASS(Method):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        heads = {
-            name: projector(e.dim, projection_hidden, projection) if projection else head
+        widths = {name: projection or head.out_features for name, (_, head) in encoders.items()}
+        if len(widths) != ARMS or len(set(widths.values())) > 1:
+            given = ", ".join(f"{name} {width}" for name, width in widths.items())
+            raise ConfigError(f"arms.*.outputs: {given}; the objective compares two arms with outputs of one width")
+        arms = {
+            name: Arm(e, projector(e.dim, projection_hidden, projection) if projection else head)
             for name, (e, head) in encoders.items()
         }
-        self.arms = nn.ModuleDict({name: Arm(encoder, heads[name]) for name, (encoder, _) in encoders.items()})
+        self.arms = nn.ModuleDict(arms)
         self.objective = objective
         self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
 
@@ -78,17 +87,25 @@ class CASS(Method):
 
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
         """Features and outputs per arm, in the order of the configuration."""
-        by_arm = views_by_arm(views, self.arms)
-        return {name: arm(by_arm[name]) for name, arm in self.arms.items()}
+        by_arm = views_by_arm(views, list(self.arms))
+        return {name: arm(by_arm[name]) for name, arm in self._arms().items()}
 
     def encoders(self) -> dict[str, Encoder]:
         """Both encoders, without their heads."""
-        return {name: arm.encoder for name, arm in self.arms.items()}  # type: ignore[misc]
+        return {name: arm.encoder for name, arm in self._arms().items()}
 
     def param_groups(self) -> list[dict[str, Any]]:
         """One group per arm, so that each may have its own optimizer (Table 10)."""
         scale = 0.0 if self.frozen else 1.0
         return [
-            {"params": list(arm.parameters()), "lr_scale": scale, "algorithm": arm.encoder.spec.optimizer, "arm": name}  # type: ignore[union-attr]
-            for name, arm in self.arms.items()
+            {
+                "params": list(arm.parameters()),
+                "lr_scale": scale,
+                "algorithm": arm.encoder.spec.optimizer,
+                "arm": name,
+            }
+            for name, arm in self._arms().items()
         ]
+
+    def _arms(self) -> dict[str, Arm]:
+        return cast(dict[str, Arm], dict(self.arms.items()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cass_scale import encoders, precision, records
@@ -25,9 +25,9 @@ from cass_scale.evaluation.finetune import finetune
 from cass_scale.evaluation.knn import knn
 from cass_scale.evaluation.linear import linear
 from cass_scale.evaluation.metrics import scores
+from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
-from cass_scale.train import Todo
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
 from cass_scale.verbs.wire import PACKAGES, Build, Place, choose_device, open_place, open_stream, without
@@ -42,49 +42,86 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     device = choose_device(config["device"])
     resolved = precision.resolve(config["precision"], device)
     console = Console(quiet=call.quiet)
-    source = trained["data"] if config["data"]["path"] is None else other_data(config["data"]["path"])
-    manifest: Manifest = build(without(source, "noise"))
-    rows, split = held_back(manifest, config["seed"])
-    protocol = config["protocol"]
-    name = f"{protocol['name']}-{config['weights']}" + (f"-{manifest.name}" if config["data"]["path"] else "")
-    plan = f"{protocol['name']} on {len(rows['test'])} {split} images of {manifest.name}, {len(rows['train'])} for training"
-    console.say(plan + (" (--dry-run: nothing was started)" if call.dry_run else ""))
+    manifest: Manifest = build(without(other_data(config) or trained["data"], "noise"))
+    rows, split = held_back(manifest)
+    job = Job(config, trained, build, manifest, rows, console)
+    counts = f"{len(rows['train'])} images to learn from, {len(rows['test'])} ({split}) held back"
+    console.say(f"{job.protocol['name']} on {manifest.name}: {counts}")
     if call.dry_run:
-        return {"protocol": protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
+        console.say("nothing was started (--dry-run)")
+        return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
     place = open_place(device, resolved, project=folder, trackers=[])
     arms = load_arms(config, folder, trained)
+    name = f"{job.protocol['name']}-{config['weights']}" + (f"-{manifest.name}" if other_data(config) else "")
     (folder / "evaluate").mkdir(exist_ok=True)
     with lock(folder), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if protocol["name"] == "finetune":
-            found = by_finetuning(config, build, trained, arms, manifest, rows, place, folder / "evaluate" / name, console)
-        else:
-            found = by_features(config, build, trained, arms, manifest, rows, place)
-    record = {
-        "schema": records.SCHEMA,
-        "protocol": protocol["name"],
-        "settings": protocol,
-        "weights": config["weights"],
-        "data": {"name": manifest.name, "fingerprint": manifest.fingerprint(), "synthetic": manifest.synthetic},
-        "split": split,
-        "n_train": len(rows["train"]),
-        "n_test": len(rows["test"]),
-        "classes": list(manifest.classes),
-        "multilabel": manifest.multilabel,
+        tuned = job.protocol["name"] == "finetune"
+        found = by_finetuning(job, arms, place, folder / "evaluate" / name) if tuned else by_features(job, arms, place)
+    record = describe(job, split, place, call) | {
         "arms": found,
         "warnings": sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}),
         "seconds": time.perf_counter() - started,
-        "seed": config["seed"],
-        "precision": resolved.name,
+        "finished": records.now(),
+    }
+    records.write_json(folder / "evaluate" / f"{name}.json", record)
+    for arm, row in found.items():
+        numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
+        console.say(f"{arm:>8}  {numbers}")
+    return record
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is evaluated: the verb's configuration, the run's own, and the labelled images."""
+
+    config: JSON
+    trained: JSON
+    build: Build
+    manifest: Manifest
+    rows: Rows
+    console: Console
+
+    @property
+    def protocol(self) -> JSON:
+        """Settings of the protocol."""
+        return dict(self.config["protocol"])
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the encoders take."""
+        return int(self.trained["arms"]["image_size"])
+
+    def stream(self, ids: Tensor, place: Place, *, batch: int, shuffle: bool = False, keep: bool = False) -> Stream:
+        """Labelled batches of `ids`; decoded images are kept in memory where they are read more than once."""
+        plan = Plan(
+            ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
+        )
+        node = self.trained["stream"] if keep else {**self.trained["stream"], "cache_bytes": 0}
+        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, with_labels=True)
+
+
+def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
+    """The part of the record that is known before anything is computed."""
+    manifest = job.manifest
+    return {
+        "schema": records.SCHEMA,
+        "protocol": job.protocol["name"],
+        "settings": job.protocol,
+        "weights": job.config["weights"],
+        "data": {"name": manifest.name, "fingerprint": manifest.fingerprint(), "synthetic": manifest.synthetic},
+        "split": split,
+        "n_train": len(job.rows["train"]),
+        "n_test": len(job.rows["test"]),
+        "classes": list(manifest.classes),
+        "multilabel": manifest.multilabel,
+        "seed": job.config["seed"],
+        "precision": place.precision.name,
         "command": call.command,
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": place.record(),
-        "finished": records.now(),
     }
-    records.write_json(folder / "evaluate" / f"{name}.json", record)
-    show(console, record)
-    return record
 
 
 def read_run(config: JSON) -> tuple[Path, JSON]:
@@ -102,28 +139,33 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
             f"({record['command']}), or take weights=initial or weights=random"
         )
     if len(record["collapse"]) and config["weights"] == "run":
-        Console().warn(f"{folder} collapsed during training ({', '.join(c['arm'] for c in record['collapse'])}); scored all the same")
+        Console().warn(
+            f"{folder} collapsed in training ({', '.join(c['arm'] for c in record['collapse'])}); scored all the same"
+        )
     return folder, trained
 
 
-def other_data(path: str) -> JSON:
-    """Configuration of another set to score on."""
-    return {"_target_": "cass_scale.data.sources.folder", "path": path}
+def other_data(config: JSON) -> JSON | None:
+    """Configuration of another set to score on, or None for the run's own."""
+    path = config["data"]["path"]
+    return {"_target_": "cass_scale.data.sources.folder", "path": path} if path else None
 
 
-def held_back(manifest: Manifest, seed: int) -> tuple[Rows, str]:
+def held_back(manifest: Manifest) -> tuple[Rows, str]:
     """Labelled ids by part, and the name of the part that is scored: test, or val where there is no test.
 
     Raises DataError when the set has no labels or no held-back images.
     """
+    name = manifest.name
     if not manifest.classes:
-        raise DataError(f"{manifest.name} has no labels to score with: add labels.csv (columns path,label), or class folders")
+        raise DataError(f"{name} has no labels to score with: add labels.csv (columns path,label), or class folders")
     labels = manifest.label_tensor()
-    labelled = labels >= 0 if labels.ndim == 1 else torch.tensor([bool(text) for text in manifest.labels])
+    labelled = (labels if labels.ndim == 1 else labels[:, 0]) >= 0
     part = {split: (ids := manifest.rows(split))[labelled[ids]] for split in ("train", "val", "test")}
     split = "test" if len(part["test"]) else "val"
-    if not len(part[split]) or not len(part["train"]):
-        raise DataError(f"{manifest.name} has no labelled {'images to hold back' if len(part['train']) else 'training images'}: give labels.csv a column split (train, val, test)")
+    for needed, lack in ((split, "images to hold back"), ("train", "training images")):
+        if not len(part[needed]):
+            raise DataError(f"{name} has no labelled {lack}: give labels.csv a column split (train, val, test)")
     if split == "test":
         return part, split
     return {"train": part["train"], "val": part["train"][:0], "test": part["val"]}, split
@@ -133,9 +175,10 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
     problems = Problems()
     specs = settings.arm_specs(trained, problems)
-    wanted = config["arms"] or list(specs)
+    asked = config["arm"] or list(specs)
+    wanted = [asked] if isinstance(asked, str) else list(asked)
     for name in wanted:
-        problems.check(name in specs, f"arms={name}: this run has {', '.join(specs)}")
+        problems.check(name in specs, f"arm={name}: this run has {', '.join(specs)}")
     problems.raise_if_any()
     if config["weights"] == "run":
         return {name: encoders.load_export(folder / "export" / f"{name}.safetensors") for name in wanted}
@@ -147,82 +190,68 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
-def by_features(config: JSON, build: Build, trained: JSON, arms: dict[str, Encoder], manifest: Manifest, rows: Rows, place: Place) -> JSON:
+def by_features(job: Job, arms: dict[str, Encoder], place: Place) -> JSON:
     """kNN or linear probe on frozen features; scores per arm."""
-    size, classes, multilabel = trained["arms"]["image_size"], manifest.classes, manifest.multilabel
+    classes, multilabel, protocol = job.manifest.classes, job.manifest.multilabel, job.protocol
     for encoder in arms.values():
         encoder.to(place.device)
 
-    def features(ids: Tensor) -> Features | None:
-        if not len(ids):
-            return None
-        plan = Plan(ids, min(config["batch_size"], len(ids)), seed=0, shuffle=False, tail="keep")
-        stream = open_stream({**trained["stream"], "cache_bytes": 0}, build, manifest, plan, size, place, with_labels=True)
-        return extract(arms, stream, place.accelerator.autocast)
+    def features(part: str) -> Features:
+        with closing(job.stream(job.rows[part], place, batch=job.config["batch_size"])) as stream:
+            return extract(arms, stream, place.accelerator.autocast)
 
-    train, val, test = features(rows["train"]), features(rows["val"]), features(rows["test"])
-    assert train is not None and test is not None
+    train, test = features("train"), features("test")
+    val = features("val") if protocol["name"] == "linear" and len(job.rows["val"]) else None
     found = {}
     for name in arms:
+        known, asked = (train.by_arm[name], train.labels), test.by_arm[name]
         extra: JSON = {}
-        if config["protocol"]["name"] == "knn":
-            keys = config["protocol"]
-            probability = knn(
-                train.by_arm[name], train.labels, test.by_arm[name],
-                classes=len(classes), multilabel=multilabel, k=keys["k"], temperature=keys["temperature"],
-            )  # fmt: skip
+        if protocol["name"] == "knn":
+            keys = {"k": protocol["k"], "temperature": protocol["temperature"]}
+            probability = knn(*known, asked, classes=len(classes), multilabel=multilabel, **keys)
         else:
-            probability, strength = linear(
-                train.by_arm[name], train.labels, test.by_arm[name],
-                val_x=val.by_arm[name] if val else None, val_y=val.labels if val else None,
-                classes=len(classes), multilabel=multilabel, groups=train.groups, seed=config["seed"],
-            )  # fmt: skip
-            extra = {"c": strength}
+            held = {"val_x": val.by_arm[name], "val_y": val.labels} if val else {"groups": train.groups}
+            probability, extra["c"] = linear(
+                *known, asked, classes=len(classes), multilabel=multilabel, seed=job.config["seed"], **held
+            )
         found[name] = scores(test.labels, probability, classes=classes, multilabel=multilabel) | extra
     return found
 
 
-def by_finetuning(
-    config: JSON, build: Build, trained: JSON, arms: dict[str, Encoder], manifest: Manifest, rows: Rows, place: Place, folder: Path, console: Console
-) -> JSON:
+def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path) -> JSON:
     """End-to-end fine-tuning, one run folder per arm inside the evaluation's; scores per arm."""
-    protocol, size = config["protocol"], trained["arms"]["image_size"]
+    protocol, manifest, rows = job.protocol, job.manifest, job.rows
     if not len(rows["val"]):
-        rows = rows | carve(manifest, rows["train"], config["seed"])
-    views: ViewSpec = build(trained["views"])
-    labels, found = manifest.label_tensor(), {}
-
-    def stream(part: str, shuffle: bool) -> Stream:
-        batch = min(protocol["batch_size"] if shuffle else config["batch_size"], len(rows[part]))
-        plan = Plan(rows[part], batch, seed=config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep")
-        return open_stream(trained["stream"], build, manifest, plan, size, place, with_labels=True)
-
-    streams = {part: stream(part, part == "train") for part in ("train", "val", "test")}
+        rows = rows | carve(manifest, rows["train"], job.config["seed"])
+    batch, labels, found = protocol["batch_size"], manifest.label_tensor(), {}
+    views: ViewSpec = replace(job.build(job.trained["views"]), per_arm="shared")
+    streams = {"train": job.stream(rows["train"], place, batch=batch, shuffle=True, keep=True)}
+    streams |= {
+        part: job.stream(rows[part], place, batch=job.config["batch_size"], keep=True) for part in ("val", "test")
+    }
     steps = streams["train"].steps_per_epoch
+    size = min(batch, len(rows["train"]))
     todo = Todo(
-        epochs=protocol["epochs"], batch_size=min(protocol["batch_size"], len(rows["train"])), seed=config["seed"],
+        epochs=protocol["epochs"], batch_size=size, seed=job.config["seed"],
         log_every=steps, observe_every=steps, save_every=steps, best="val/macro_f1",
     )  # fmt: skip
     chosen = labels[rows["train"]]
     counts = chosen.sum(0) if manifest.multilabel else torch.bincount(chosen, minlength=len(manifest.classes))
     for name, encoder in arms.items():
         here = folder / name
-        here.mkdir(parents=True, exist_ok=True)
         if not (here / records.RUN).exists():
             records.create(here, {"verb": "finetune", "arm": name, "settings": protocol})
-        run = Run(here, Meter(place.device, place.world), console)
+        run = Run(here, Meter(place.device, place.world), job.console)
         probability = finetune(
-            name, encoder, streams, manifest.classes, counts, replace(views, per_arm="shared"), place.accelerator, todo, run,
+            name, encoder, streams, manifest.classes, counts, views, place.accelerator, todo, run,
             lr=protocol["lr"], weighting=protocol["weighting"],
         )  # fmt: skip
         run.update(status="done", finished=records.now())
-        found[name] = scores(truth(labels, rows["test"]), probability, classes=manifest.classes, multilabel=manifest.multilabel)
+        truth = labels[rows["test"]].numpy()
+        found[name] = scores(truth, probability, classes=manifest.classes, multilabel=manifest.multilabel)
+    for stream in streams.values():
+        stream.close()
     return found
-
-
-def truth(labels: Tensor, ids: Tensor) -> NDArray[np.generic]:
-    """Labels of `ids` as the metrics take them."""
-    return labels[ids].numpy()
 
 
 def carve(manifest: Manifest, ids: Tensor, seed: int) -> Rows:
@@ -230,11 +259,4 @@ def carve(manifest: Manifest, ids: Tensor, seed: int) -> Rows:
     picked = ids.tolist()
     parts = assign([manifest.labels[i] for i in picked], [manifest.groups[i] for i in picked], (0.9, 0.1, 0.0), seed)
     chosen = np.array(parts)
-    return {"train": ids[torch.from_numpy(chosen == "train")], "val": ids[torch.from_numpy(chosen == "val")]}
-
-
-def show(console: Console, record: JSON) -> None:
-    """The scores as lines."""
-    for name, row in record["arms"].items():
-        numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
-        console.say(f"{name:>8}  {numbers}")
+    return {part: ids[torch.from_numpy(chosen == part)] for part in ("train", "val")}

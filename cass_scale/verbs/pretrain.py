@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -19,66 +19,78 @@ from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
-from cass_scale.errors import CassScaleError, Collapsed, ConfigError, MissingExtra, Preempted, Problems
+from cass_scale.errors import Collapsed, MissingExtra, Problems
 from cass_scale.estimate import estimate
+from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
 from cass_scale.monitor import Monitor
-from cass_scale.run import Run, differences, lock
+from cass_scale.run import Run
 from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
-from cass_scale.train import Todo, train
-from cass_scale.types import JSON, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import settings
-from cass_scale.verbs.wire import (
-    PACKAGES, Build, Place, choose_device, make_method, make_optimizer, noisy, open_place, open_stream, probe_images, without,
-)  # fmt: skip
+from cass_scale.train import train
+from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
+from cass_scale.verbs import settings, wire
+from cass_scale.verbs.folder import begin, claim, outcome
+from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
-
-# What may differ between a run and its resumption: nothing here changes a weight.
-FREE = ("run", "stream", "train.max_steps", "train.log_every", "train.save_every", "train.keep", "train.trackers")
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
     """Train what `config` says; returns run.json. Raises the errors of cass_scale.errors."""
     specs = check(config)
-    device = choose_device(config["train"]["device"])
+    device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
     folder = Path(config["run"]["dir"] or default_dir(config))
-    place = open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
+    place = wire.open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
     meter = Meter(place.device, place.world, call.born)
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
         ids = manifest.rows("train")  # the training split only: held-back images stay unseen
         train_keys = config["train"]
-        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], accumulate=train_keys["accumulate"], rank=place.rank, world=place.world)
+        plan = Plan(
+            ids,
+            train_keys["batch_size"],
+            seed=config["seed"],
+            accumulate=train_keys["accumulate"],
+            rank=place.rank,
+            world=place.world,
+        )
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
-        stream = noisy(config, open_stream(config["stream"], build, manifest, plan, config["arms"]["image_size"], place))
-        method = make_method(config, build, specs).to(place.device)
-    with claim(folder, config, manifest, place, console) as fresh:
+        stream = wire.noisy(
+            config, wire.open_stream(config["stream"], build, manifest, plan, config["arms"]["image_size"], place)
+        )
+        method = wire.make_method(config, build, specs).to(place.device)
+    with claim(folder, config, manifest, place) as fresh:
         if fresh:
-            begin(folder, config, manifest, specs, stream, place, call)
+            begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
         the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
-        for line in (*manifest.notes, f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch, {resolved.why}; {folder}"):
+        for line in (
+            *manifest.notes,
+            f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch, {resolved.why}; {folder}",
+        ):
             console.say(line)
-        with outcome(the_run):
+        with outcome(the_run), closing(stream):
             work(config, build, method, stream, manifest, place, the_run)
     return records.read(folder)
 
 
-def work(config: JSON, build: Build, method: Method, stream: Stream, manifest: Manifest, place: Place, run: Run) -> None:
+def work(
+    config: JSON, build: Build, method: Method, stream: Stream, manifest: Manifest, place: Place, run: Run
+) -> None:
     """The training itself, and what is left when it ends."""
     train_keys, swa = config["train"], config["swa"]
+    torch.manual_seed(config["seed"] + place.rank)  # dropout and stochastic depth draw from the global state
     views: ViewSpec = build(config["views"])
     memory: JSON = {}
     rate = make_schedule(batch_size=train_keys["batch_size"], **config["schedule"])
     done = train(
         method,
         stream,
-        make_optimizer(method, config["optim"], place.device),
+        wire.make_optimizer(method, config["optim"], place.device),
         lambda at: rate(at, config["optim"]["lr"]),
         views,
         place.accelerator,
@@ -89,7 +101,11 @@ def work(config: JSON, build: Build, method: Method, stream: Stream, manifest: M
         average=Average(method, start=swa["start"], every=swa["every"]) if swa["enabled"] else None,
     )
     if run.main:
-        note = {"data": manifest.name, "synthetic": str(manifest.synthetic), "method": config["method"]["name"]}
+        note = {
+            "data": manifest.name,
+            "synthetic": str(manifest.synthetic),
+            "method": config["method"]["name"],
+        }
         (run.folder / "export").mkdir(exist_ok=True)
         for name, encoder in method.encoders().items():
             encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note)
@@ -107,11 +123,17 @@ def check(config: JSON) -> dict[str, ArmSpec]:
     if not problems.found:
         whole = batch % (parts * world) == 0
         problems.check(whole, f"train.batch_size={batch} is not divisible by {world} ranks x train.accumulate={parts}")
-        problems.check(batch // (parts * world) >= 2, f"train.batch_size={batch}: BatchNorm needs 2 images per rank and micro-batch")
+        problems.check(
+            batch // (parts * world) >= 2,
+            f"train.batch_size={batch}: BatchNorm needs 2 images per rank and micro-batch",
+        )
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
     folder = config["run"]["dir"]
-    problems.check(folder is None or settings.writable(Path(folder)), f"run.dir={folder}: not writable; choose a folder you may write to")
+    problems.check(
+        folder is None or settings.writable(Path(folder)),
+        f"run.dir={folder}: not writable; choose a folder you may write to",
+    )
     problems.raise_if_any()
     return specs
 
@@ -126,25 +148,43 @@ def default_dir(config: JSON) -> Path:
 def make_todo(config: JSON) -> Todo:
     """The loop's orders."""
     keys, monitor = config["train"], config["monitor"]
-    names = ("epochs", "batch_size", "max_steps", "accumulate", "clip", "clear_gradients", "log_every", "save_every")
+    names = (
+        "epochs",
+        "batch_size",
+        "max_steps",
+        "accumulate",
+        "clip",
+        "clear_gradients",
+        "log_every",
+        "save_every",
+    )
     # A look is a forward pass over the probe; a step costs about three over its batch. auto spends 1 % on looks.
-    every = math.ceil(100 / 3 * monitor["images"] / keys["batch_size"]) if monitor["every"] == "auto" else monitor["every"]
+    every = (
+        math.ceil(100 / 3 * monitor["images"] / keys["batch_size"]) if monitor["every"] == "auto" else monitor["every"]
+    )
     return Todo(seed=config["seed"], observe_every=every, best="probe/lowest_rankme", **{n: keys[n] for n in names})
 
 
 def observer(
-    config: JSON, build: Build, method: Method, manifest: Manifest, place: Place, run: Run, memory: JSON, views: ViewSpec
+    config: JSON,
+    build: Build,
+    method: Method,
+    manifest: Manifest,
+    place: Place,
+    run: Run,
+    memory: JSON,
+    views: ViewSpec,
 ) -> Callable[[Progress], JSON]:
     """The collapse monitor as the loop calls it: measures, warns once per arm, stops when told to."""
     rows = manifest.rows("train")
     some = rows[rng.permutation(config["seed"], 0, len(rows), rng.SUBSET)[: config["monitor"]["images"]]]
-    images, index = probe_images(config, build, manifest, some, place)
+    images, index = wire.probe_images(config, build, manifest, some, place)
     if run.main:
         samples = make_views(images[:8], views, index[:8], seed=config["seed"], epoch=0)
         save_grid(run.folder / "samples.png", [images[:8].float() / 255, *samples])
     monitor = Monitor(images.float() / 255)
 
-    def arms(view: Tensor) -> dict[str, encoders.ArmOutput]:
+    def arms(view: Tensor) -> dict[str, ArmOutput]:
         with place.accelerator.autocast():
             return method.outputs([view])
 
@@ -160,114 +200,25 @@ def observer(
     return observe
 
 
-@contextmanager
-def claim(folder: Path, config: JSON, manifest: Manifest, place: Place, console: Console) -> Iterator[bool]:
-    """Take the run folder for this process: True when it is new, False when an equal run continues in it.
-
-    Raises ConfigError when it holds something else, listing every key that differs.
-    """
-    if not place.accelerator.is_main_process:
-        place.accelerator.wait_for_everyone()
-        yield False
-        return
-    fresh = not (folder / records.RUN).exists()
-    if fresh and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
-        raise ConfigError(f"run.dir={folder} exists and holds no run; choose a new folder, or empty this one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder)
-    except OSError as error:
-        raise ConfigError(f"run.dir={folder} cannot be written: {error.strerror}; choose a folder you may write to") from error
-    with held:
-        if not fresh:
-            compare(folder, config, manifest)
-        yield fresh
-
-
-def compare(folder: Path, config: JSON, manifest: Manifest) -> None:
-    """Raise ConfigError when the run in `folder` was made from another configuration or other data."""
-    old = yaml.safe_load((folder / records.CONFIG).read_text())
-    changed = [line for line in differences(old, config) if not line.split(":")[0].startswith(FREE)]
-    was = records.read(folder)["data"]["fingerprint"]
-    if was != manifest.fingerprint():
-        changed.append(f"the images or labels themselves: fingerprint {was} -> {manifest.fingerprint()}")
-    if changed:
-        lines = "; ".join(changed)
-        raise ConfigError(f"run.dir={folder} holds another run ({lines}): give the same settings to continue it, or another run.dir")
-
-
-def begin(folder: Path, config: JSON, manifest: Manifest, specs: dict[str, ArmSpec], stream: Stream, place: Place, call: Call) -> None:
-    """Write what is known before the first step: config.yaml, env.json, manifest.csv, and run.json last."""
-    records.atomic_write_text(folder / records.CONFIG, yaml.safe_dump(config, sort_keys=False))
-    records.write_json(folder / records.ENV, records.env())
-    manifest.write(folder / "manifest.csv")
-    steps = config["train"]["epochs"] * stream.steps_per_epoch
-    records.create(
-        folder,
-        {
-            "verb": "pretrain",
-            "command": call.command,
-            "method": config["method"]["name"],
-            "arms": {name: {"model": spec.model, "weights": spec.weights} for name, spec in specs.items()},
-            "data": data_record(manifest, config),
-            "seed": config["seed"],
-            "world_size": place.world,
-            "precision": place.precision.name,
-            "batch_size": config["train"]["batch_size"],
-            "epochs": config["train"]["epochs"],
-            "steps": 0,
-            "total_steps": min(steps, config["train"]["max_steps"] or steps),
-            "image_size": config["arms"]["image_size"],
-            "git": records.git_state(),
-            "config_hash": records.config_hash(without(config, "run")),
-            "versions": records.versions(PACKAGES),
-            "device": place.record(),
-            "images_seen": 0,
-            "metrics": {},
-        },
-    )
-
-
-def data_record(manifest: Manifest, config: JSON) -> JSON:
-    """What a record says about its data."""
-    return {
-        "name": manifest.name,
-        "path": str(manifest.root),
-        "images": len(manifest),
-        "classes": list(manifest.classes),
-        "multilabel": manifest.multilabel,
-        "bad": [{"key": bad.key, "why": bad.why} for bad in manifest.bad],
-        "synthetic": manifest.synthetic,
-        "noise": config["data"]["noise"],
-        "fingerprint": manifest.fingerprint(),
-    }
-
-
-@contextmanager
-def outcome(run: Run) -> Iterator[None]:
-    """Put how the run ended into its record, whatever happens."""
-    run.update(status="running", finished=None, error=None)
-    try:
-        yield
-    except BaseException as error:
-        status = {Preempted: "preempted", Collapsed: "stopped"}.get(type(error), "failed")
-        text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
-        run.update(status=status, finished=records.now(), error=text)
-        raise
-
-
 def dry_run(
-    config: JSON, build: Build, specs: dict[str, ArmSpec], manifest: Manifest, plan: Plan, resolved: precision.Resolved, console: Console
+    config: JSON,
+    build: Build,
+    specs: dict[str, ArmSpec],
+    manifest: Manifest,
+    plan: Plan,
+    resolved: precision.Resolved,
+    console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
     with torch.device("meta"):
-        method = make_method(config, build, specs, load=False)
+        method = wire.make_method(config, build, specs, load=False)
     spec: ViewSpec = build(config["views"])
     views = len(specs) if spec.per_arm == "own" else 1
     width = 2 if resolved.autocast_dtype else 4
     cost = estimate(method, config["arms"]["image_size"], plan.batch_size, views, width)
     steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
     images = steps * config["train"]["batch_size"]
+    giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15
     lines = [
         yaml.safe_dump(config, sort_keys=False),
         f"data         {manifest.name}: {len(manifest.rows('train'))} training images of {len(manifest)}",
@@ -275,8 +226,14 @@ def dry_run(
         f"steps        {steps} of {config['train']['batch_size']} images ({plan.steps_per_epoch} per epoch)",
         f"parameters   {cost.parameters / 1e6:.1f} M",
         f"memory       about {cost.memory_bytes / 2**30:.1f} GiB per device (weights, gradients, Adam, activations)",
-        f"compute      {cost.flops_per_image / 1e9:.1f} GFLOP per image, {cost.flops_per_image * images / 1e15:.3g} PFLOP in all",
+        f"compute      {giga:.1f} GFLOP per image, {peta:.3g} PFLOP in all",
         "nothing was started (--dry-run)",
     ]
     console.say("\n".join(lines))
-    return {"steps": steps, "images": images, "flops_per_image": cost.flops_per_image, "memory_bytes": cost.memory_bytes, "parameters": cost.parameters}
+    return {
+        "steps": steps,
+        "images": images,
+        "flops_per_image": cost.flops_per_image,
+        "memory_bytes": cost.memory_bytes,
+        "parameters": cost.parameters,
+    }

@@ -17,7 +17,10 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def _whole(low: int) -> Rule:
-    return (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f"a whole number of at least {low}")
+    return (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low,
+        f"a whole number of at least {low}",
+    )
 
 
 def _number(low: float, high: float = float("inf")) -> Rule:
@@ -56,7 +59,10 @@ PRETRAIN: dict[str, Rule] = {
     "train.save_every": _whole(1),
     "train.keep": _whole(1),
     "train.on_collapse": _choice("warn", "stop"),
-    "train.trackers": (lambda v: isinstance(v, list) and set(v) <= set(TRACKERS), f"a list of {', '.join(TRACKERS)}"),
+    "train.trackers": (
+        lambda v: isinstance(v, list) and set(v) <= set(TRACKERS),
+        f"a list of {', '.join(TRACKERS)}",
+    ),
     "monitor.every": _auto_or(_whole(1)),
     "monitor.images": _whole(4),
     "optim.name": _choice("adam", "adamw", "sgd"),
@@ -71,6 +77,10 @@ PRETRAIN: dict[str, Rule] = {
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
     "data.noise": BOOL,
+    "data.images": _whole(14),
+    "data.scale": _number(0.05, 4),
+    "data.max_bad": _number(0, 1),
+    "data.labels": _choice("auto", "none", "folders", "csv"),
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
@@ -117,13 +127,17 @@ def arm_specs(config: JSON, problems: Problems) -> dict[str, ArmSpec]:
     for name, node in config["arms"].items():
         if not isinstance(node, dict):
             continue
-        spec = ArmSpec(**{k: tuple(v) if k in ("mean", "std") and v else v for k, v in node.items()})
+        values: JSON = {k: tuple(v) if k in ("mean", "std") and v else v for k, v in node.items()}
+        spec = ArmSpec(**values)
         if config.get("normalise") == "imagenet":
             spec = ArmSpec(**{**vars(spec), "mean": spec.mean or IMAGENET_MEAN, "std": spec.std or IMAGENET_STD})
         if isinstance(size, int):
             for text in encoders.check(name, spec, size, encoders.weights_dir()):
                 problems.check(False, text)
-        problems.check(spec.optimizer in (None, "adam", "adamw", "sgd"), f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed")
+        problems.check(
+            spec.optimizer in (None, "adam", "adamw", "sgd"),
+            f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed",
+        )
         specs[name] = spec
     problems.check(len(specs) == 2, f"arms: {len(specs)} arms ({', '.join(specs)}); CASS compares exactly two")
     widths = {spec.outputs for spec in specs.values()}

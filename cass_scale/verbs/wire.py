@@ -47,7 +47,12 @@ class Place:
     def record(self) -> JSON:
         """For run.json."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
-        return {"kind": self.device.type, "name": name, "count": self.world, "cores": len(os.sched_getaffinity(0))}
+        return {
+            "kind": self.device.type,
+            "name": name,
+            "count": self.world,
+            "cores": len(os.sched_getaffinity(0)),
+        }
 
 
 def cpu_name() -> str:
@@ -95,7 +100,9 @@ def workers(asked: int | str) -> int:
     return max(0, min(8, cores - 1))
 
 
-def open_stream(stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any) -> Stream:
+def open_stream(
+    stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any
+) -> Stream:
     """A stream of the configured kind over a plan."""
     node = {**stream, "workers": workers(stream["workers"])}
     made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
@@ -105,7 +112,14 @@ def open_stream(stream: JSON, build: Build, manifest: Manifest, plan: Plan, size
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
-    stream = open_stream({**config["stream"], "workers": 0, "cache_bytes": 0}, build, manifest, few, config["arms"]["image_size"], place)
+    stream = open_stream(
+        {**config["stream"], "workers": 0, "cache_bytes": 0},
+        build,
+        manifest,
+        few,
+        config["arms"]["image_size"],
+        place,
+    )
     batch = next(iter(noisy(config, stream).epoch(0)))
     return batch.images, batch.index
 

@@ -10,9 +10,7 @@ from cass_scale.losses import class_weights, focal
 
 def test_gamma_0_is_binary_cross_entropy() -> None:
     logits, targets = torch.randn(6, 4), torch.randint(0, 2, (6, 4)).float()
-    torch.testing.assert_close(
-        focal(logits, targets, gamma=0.0), F.binary_cross_entropy_with_logits(logits, targets)
-    )
+    torch.testing.assert_close(focal(logits, targets, gamma=0.0), F.binary_cross_entropy_with_logits(logits, targets))
 
 
 def test_easy_elements_count_less() -> None:

@@ -86,9 +86,7 @@ def sinkhorn(x: Rows, y: Rows, temperature: float, epsilon: float, iterations: i
         return total / len(predicted)
 
     sx, sy = scores(x), scores(y)
-    return 0.5 * (
-        one_way(balanced(sx, epsilon, iterations), sy) + one_way(balanced(sy, epsilon, iterations), sx)
-    )
+    return 0.5 * (one_way(balanced(sx, epsilon, iterations), sy) + one_way(balanced(sy, epsilon, iterations), sx))
 
 
 def focal(logits: Rows, targets: Rows, gamma: float, weight: list[float]) -> float:

@@ -6,6 +6,7 @@ resize, then per stage jitter and distortion, then the flips. No hue and no rand
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Draw:
 
 
 def corners(shifts: list[int], size: int) -> list[list[int]]:
-    """torchvision's endpoints from eight inward shifts: x, y of top left, top right, bottom right, bottom left."""
+    """torchvision's endpoints from eight inward shifts: x, y of top left, top right, bottom right, ..."""
     last = size - 1
     a, b, c, d, e, f, g, h = shifts
     return [[a, b], [last - c, d], [last - e, last - f], [g, last - h]]
@@ -80,3 +81,15 @@ def apply(image: Tensor, drawn: Draw, size: int) -> Tensor:
             image = TF.affine(image, stage.angle, [0, 0], 1.0, [0.0], InterpolationMode.BILINEAR)
     image = TF.vflip(image) if drawn.vflip else image
     return TF.hflip(image) if drawn.hflip else image
+
+
+def noise(b: int, h: int = 48, w: int = 48, dtype: torch.dtype = torch.uint8) -> Tensor:
+    top = 65536 if dtype == torch.uint16 else 256
+    return torch.randint(0, top, (b, 3, h, w), generator=torch.Generator().manual_seed(b + h)).to(dtype)
+
+
+def smooth(b: int, size: int) -> Tensor:
+    """Float images of low frequencies in 0.3..0.7, so that interpolations and clamps agree closely."""
+    x = torch.linspace(0, 2 * math.pi, size)
+    k = torch.arange(1, 3 * b + 1, dtype=torch.float32).view(b, 3, 1, 1)
+    return 0.5 + 0.1 * torch.sin(x + k) + 0.1 * torch.cos(x[:, None] - 2 * k)

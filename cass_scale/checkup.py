@@ -182,9 +182,7 @@ def cores() -> Check:
 
     usable, threads = usable_cores(), torch.get_num_threads()
     remedy = f"export OMP_NUM_THREADS={usable}" if threads > usable else ""
-    detail = (
-        f"{usable} usable of {os.cpu_count()}, torch computes with {threads}, load {os.getloadavg()[0]:.1f}"
-    )
+    detail = f"{usable} usable of {os.cpu_count()}, torch computes with {threads}, load {os.getloadavg()[0]:.1f}"
     return Check("cores", None if remedy else True, detail, remedy)
 
 
@@ -219,9 +217,7 @@ def work_folder() -> Check:
     path = Path.cwd()
     free, error = room(path)
     if error:
-        return Check(
-            "working folder", False, f"{path} cannot be written: {error}", "give run.dir=FOLDER elsewhere"
-        )
+        return Check("working folder", False, f"{path} cannot be written: {error}", "give run.dir=FOLDER elsewhere")
     ok = None if free < 5 * GIB else True
     remedy = "" if ok else "the paper's arms need 5 GiB; give run.dir=FOLDER on a larger disk"
     return Check("working folder", ok, f"{path}, {free / GIB:.1f} GiB free", remedy)
@@ -256,17 +252,13 @@ def launch() -> Check:
     home = os.environ.get("HF_HOME", f"{cache}/huggingface")
     path = Path(home).expanduser() / "accelerate" / "default_config.yaml"
     if not path.is_file():
-        return Check(
-            "launch", True, "no configuration of accelerate: one process, or launch/accelerate/*.yaml"
-        )
+        return Check("launch", True, "no configuration of accelerate: one process, or launch/accelerate/*.yaml")
     config = yaml.safe_load(path.read_text()) or {}
     kind, number = str(config.get("distributed_type", "NO")), int(config.get("num_processes", 1))
     detail = f"{path}: {kind}, {number} process{'' if number == 1 else 'es'}"
     on_cpu = bool(config.get("use_cpu")) or kind == "MULTI_CPU"
     if on_cpu and number > 1 and kind != "DEEPSPEED":  # accelerate 1.15: world size 1, and no word of it
-        return Check(
-            "launch", None, f"{detail}; accelerate starts only one on a CPU", "use torchrun on a CPU"
-        )
+        return Check("launch", None, f"{detail}; accelerate starts only one on a CPU", "use torchrun on a CPU")
     return Check("launch", True, detail)
 
 

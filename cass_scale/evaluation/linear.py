@@ -1,8 +1,9 @@
 """The linear probe: L2-regularised logistic regression on frozen, standardised features.
 
-The objective is scikit-learn's (`LogisticRegression`; the tests compare the two), solved in the principal axes of
-the features with each axis scaled by its curvature, and for all labels of a multi-label set at once. Encoder features are
-so ill-conditioned that plain lbfgs does not converge in 1,000 iterations from C = 1 on; scaled it needs tens.
+The objective is that of scikit-learn's `LogisticRegression` (the tests compare the two), minimised by SciPy's
+L-BFGS in the principal axes of the features, each scaled by its curvature, and for all labels of a
+multi-label set at once: where features are strongly correlated, lbfgs as it stands needs a thousand steps
+and more, and this needs tens. With two classes the softmax has two columns: scikit-learn's binary C doubled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
-from cass_scale.evaluate.metrics import Array, Floats, finite, scores, targets
+from cass_scale.evaluation.metrics import Array, Floats, finite, scores, targets
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: 1 / (weight of the penalty)
 FOLDS = 5
@@ -36,49 +37,48 @@ def linear(
     groups: Array | None = None,
     seed: int = 0,
 ) -> tuple[Floats, float]:
-    """Probability [M, C] of the rows of `test_x` [M, D] by a model of the train rows only, and the C it was fitted with.
+    """Probability [M, C] for `test_x` [M, D] by a model of the train rows only, and the C it was fitted with.
 
-    C is the one of GRID with the highest macro F1 (metrics.py) on `val_x`, `val_y` if given, else on the pooled
-    predictions of stratified folds of the train rows that never split a group (`groups` int64 [N], -1 = none); on a tie
-    the strongest penalty. `train_y` is int64 [N], or 0/1 [N, C] when `multilabel`: one sigmoid per label, one C for all.
-    Classes are not weighted, as in the probes of DINOv2 (facebookresearch/dinov2 eval/log_regression.py), CLIP
-    (arXiv 2103.00020, A.3) and Kornblith et al. 2019: probabilities keep their meaning, and constant features
-    answer with the class frequencies. A label that never (or always) occurs in train gets probability 0 (or 1).
-
-    Warns (ConvergenceWarning) when a fit stopped early and (UserWarning) when C could not be chosen. Raises ValueError on NaN.
+    C is the one of GRID with the highest macro F1 (metrics.py) on `val_x`, `val_y` if given, else on the
+    pooled predictions of stratified folds of the train rows that never split a group (`groups` int64 [N],
+    -1 = none); on a tie the strongest penalty. `train_y` is int64 [N], or 0/1 [N, C] when `multilabel`: then
+    one sigmoid per label and one C for all. Classes are not weighted, as in the probes of CLIP (arXiv
+    2103.00020, A.3) and DINOv2 (facebookresearch/dinov2 eval/log_regression.py): probabilities keep their
+    meaning, and constant features answer with the class frequencies. A label that never (always) occurs in
+    train gets 0 (1). ConvergenceWarning when a fit stopped early, UserWarning when C could not be chosen;
+    ValueError on NaN.
     """
-    for what, x in (("train features", train_x), ("test features", test_x), ("val features", val_x)):
-        if x is not None:
-            finite(what, x)
-    if (val_x is None) != (val_y is None):
-        raise ValueError("linear needs both val_x and val_y, or neither")
     wanted = targets("train_y", train_y, classes=classes, multilabel=multilabel)
+    finite("train features", train_x)
+    finite("test features", test_x)
     if val_x is not None and val_y is not None:
+        finite("val features", val_x)
+        targets("val_y", val_y, classes=classes, multilabel=multilabel)
         both = _path(train_x, wanted, np.concatenate([val_x, test_x]), GRID, multilabel)
         best = _best(val_y, both[:, : len(val_x)], multilabel)
         return both[best, len(val_x) :], GRID[best]
-    fold = _folds(wanted, groups, seed)
-    best = FALLBACK
-    if fold.any():
-        best = _best(train_y, _held_out(train_x, wanted, fold, multilabel), multilabel)
-    else:
-        warnings.warn(f"linear probe: one group in train, nothing to hold out; C={GRID[best]}", stacklevel=2)
+    if val_x is not None or val_y is not None:
+        raise ValueError("linear needs both val_x and val_y, or neither")
+    best = _best(train_y, _held_out(train_x, wanted, _folds(wanted, groups, seed), multilabel), multilabel)
     return _path(train_x, wanted, test_x, GRID[best : best + 1], multilabel)[0], GRID[best]
 
 
-def _best(truth: Array, candidates: Floats, multilabel: bool) -> int:
+def _best(truth: Array, candidates: Floats | None, multilabel: bool) -> int:
     """Place in GRID of the highest macro F1 of `candidates` [len(GRID), N, C]; the first one on a tie."""
-    names = [str(c) for c in range(candidates.shape[2])]
-    found = [scores(truth, p, classes=names, multilabel=multilabel)["macro_f1"] for p in candidates]
-    kept = [f for f in found if f is not None]
-    if not kept:
-        warnings.warn(f"linear probe: no label occurs where C is chosen; C={GRID[FALLBACK]}", stacklevel=3)
+    found: list[float] = []
+    if candidates is not None:
+        names = [str(c) for c in range(candidates.shape[2])]
+        each = [scores(truth, p, classes=names, multilabel=multilabel)["macro_f1"] for p in candidates]
+        found = [f for f in each if f is not None]
+    if not found:
+        why = "train is a single group" if candidates is None else "no label occurs in what is held out"
+        warnings.warn(f"linear probe: C={GRID[FALLBACK]:g} is not chosen but assumed: {why}", stacklevel=3)
         return FALLBACK
-    return int(np.argmax(kept))
+    return int(np.argmax(found))
 
 
 def _folds(wanted: Floats, groups: Array | None, seed: int) -> NDArray[np.int64]:
-    """Fold of each row [N]: groups sorted by class and size, dealt like cards; all 0 with fewer than two groups.
+    """Fold of each row [N]: groups sorted by class and size, then dealt like cards; all 0 for a single group.
 
     A row counts by its rarest label, a group by its first row.
     """
@@ -94,7 +94,10 @@ def _folds(wanted: Floats, groups: Array | None, seed: int) -> NDArray[np.int64]
     return np.asarray(dealt[unit])
 
 
-def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: bool) -> Floats:
+def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: bool) -> Floats | None:
+    """Probabilities [len(GRID), N, C] of each row by models of the other folds; None with one fold."""
+    if not fold.any():
+        return None
     out = np.empty((len(GRID), *wanted.shape))
     for f in range(int(fold.max()) + 1):
         held = fold == f
@@ -103,7 +106,7 @@ def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: boo
 
 
 def _path(x: Array, wanted: Floats, at: Array, grid: tuple[float, ...], multilabel: bool) -> Floats:
-    """Probabilities [len(grid), len(at), C] of models of `x` [N, D]; each C starts from the solution of the one before."""
+    """Probabilities [len(grid), len(at), C] by models of `x` [N, D]; each C starts from the last one."""
     mean, axes, variance = _principal_axes(x)
     z, z_at = (x - mean) @ axes, (at - mean) @ axes
     frequency = wanted.mean(axis=0)
@@ -137,7 +140,7 @@ def _principal_axes(x: Array) -> tuple[Floats, Floats, Floats]:
 
 
 def _solve(z: Floats, wanted: Floats, variance: Floats, c: float, start: Floats, multilabel: bool) -> Floats:
-    """Weights [R + 1, K], the last row the intercepts: the minimum of mean loss + |weights|^2 / (2 c N), by L-BFGS."""
+    """Weights [R + 1, K], last row the intercepts: the minimum of mean loss + |weights|^2 / (2 c N)."""
     n, penalty = len(z), 1.0 / (c * len(z))
     curvature = 0.25 * variance + penalty  # bounds the diagonal of the Hessian of either loss
     scale = np.append(1.0 / np.sqrt(curvature), 1.0)[:, None]

@@ -15,7 +15,7 @@ from cass_scale.types import JSON
 
 PUBLISHED = frozenset({"cass", "cass_paper", "cass_official"})  # the cosine objective, which collapses
 REMEDY = "cass_contrast"
-SPANS = ("data", "views", "step", "monitor", "checkpoint", "other")
+SPANS = ("data", "views", "step", "monitor", "checkpoint", "other")  # shown first; a run may have more
 MOST_BAD = 200  # files listed; the rest are counted
 DASH = "\N{EN DASH}"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -74,7 +74,7 @@ def _page(runs: list[Run], notes: list[str]) -> JSON:
         "protocols": PROTOCOLS,
         "overlays": _overlays(done),
         "samples": _samples(runs),
-        "spans": list(dict.fromkeys([*SPANS, *(name for run in done for name in run.part("spans"))])),
+        "spans": list(dict.fromkeys(name for run in done for name, *_ in _shares(run.part("spans")))),
         "details": [_details(run, runs) for run in runs],
         "most_bad": MOST_BAD,
     }
@@ -132,11 +132,7 @@ def _findings(scores: Iterable[Table]) -> dict[str, list[tuple[str, list[str]]]]
             if row.kind == "run" and cell.value is not None:
                 worth = "no null control to compare with"
                 if cell.delta is not None:
-                    place = (
-                        "within noise"
-                        if cell.verdict == "within noise"
-                        else f"{cell.verdict} the null control"
-                    )
+                    place = "within noise" if cell.verdict == "within noise" else f"{cell.verdict} the null control"
                     worth = f"{difference(cell.delta)}, {place}"
                 by_run[row.run.name].append(f"{row.arm} {score(cell.value)} ({worth})")
         title = f"{PROTOCOLS.get(table.protocol, table.protocol)}, {table.data}"
@@ -246,6 +242,4 @@ def difference(value: float) -> str:
 
 def count(value: Any) -> str:
     """Whole number with thin spaces between thousands, or a dash."""
-    return (
-        f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}") if isinstance(value, int | float) else DASH
-    )
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}") if isinstance(value, int | float) else DASH

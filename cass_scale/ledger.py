@@ -1,0 +1,209 @@
+"""What is looked at, logged and saved beside the loop, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cass_scale import checkpoint
+from cass_scale.average import Average
+from cass_scale.errors import NonFinite
+from cass_scale.run import Run
+from cass_scale.types import JSON, Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from cass_scale.methods.base import Method
+
+Observe = Callable[[Progress], JSON]  # numbers measured beside training: the collapse monitor, a validation score
+
+
+@dataclass(frozen=True)
+class Todo:
+    """How much to train, and how. Steps are optimizer steps; `batch_size` is the global batch."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    max_steps: int | None = None  # stops early; schedules still see the whole run
+    accumulate: int = 1
+    clip: float | None = None
+    clear_gradients: bool = True  # False: the authors' notebook, which never clears them
+    log_every: int = 50
+    observe_every: int = 50
+    save_every: int = 500
+    best: str | None = None  # key of the metrics row whose maximum keeps best.pt
+
+
+@dataclass
+class Trainee:
+    """What a checkpoint holds, beside the position: everything that training changes."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    average: Average | None
+    memory: JSON  # what observers remember, e.g. the monitor's baseline
+    best: float = -math.inf
+
+    def state(self, at: Progress, meter: JSON) -> dict[str, Any]:
+        """All of it as tensors and plain values, for `weights_only` loading."""
+        scaler = self.accelerator.scaler
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return {
+            "at": asdict(at),
+            "model": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "average": self.average.state_dict() if self.average else {},
+            "gradients": self._gradients(),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": cuda,
+            },  # dropout and stochastic depth draw from these
+            "memory": self.memory,
+            "best": self.best,
+            "meter": meter,
+        }
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Gradients that outlive a step: there are none unless the method never clears them."""
+        return {name: p.grad for name, p in self.method.named_parameters() if p.grad is not None}
+
+    def load(self, state: dict[str, Any]) -> Progress:
+        """Put everything back; returns where the run stood."""
+        self.method.load_state_dict(state["model"])
+        for name, p in self.method.named_parameters():
+            p.grad = state["gradients"][name].to(p.device) if name in state["gradients"] else None
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        self.memory.update(state["memory"])
+        self.best = state["best"]
+        return Progress(**state["at"])
+
+    def after_step(self, at: Progress) -> None:
+        """What follows every optimizer step: the method's own hook, then the running mean of the weights."""
+        self.method.after_step(at)
+        if self.average:
+            self.average.update(self.method, at)
+
+    def resume(self, run: Run, start: Progress) -> Progress:
+        """The run's last checkpoint put back, or `start` when there is none."""
+        path = run.checkpoints.latest()
+        if path is None:
+            return start
+        state = checkpoint.load(path)
+        at = self.load(state)
+        run.rewind(at.step, state["meter"])
+        run.console.say(f"resuming {run.folder} from step {at.step}")
+        return at
+
+
+class Window:
+    """Sums between two log rows, kept on the device: reading them is the loop's only synchronisation."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._open()
+
+    def _open(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.since, self.booked = self.run.meter.elapsed(), dict(self.run.meter.spans)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Take in one step's means."""
+        self.steps += 1
+        for key, value in metrics.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+
+    def close(self, at: Progress, batch_size: int, lr: float) -> JSON:
+        """The row of this window; the next one starts. Raises NonFinite when the mean loss is not a number."""
+        self.check_finite(at)
+        means = {key: (total / self.steps).item() for key, total in self.sums.items()}
+        meter = self.run.meter
+        meter.settle()
+        spent = {name: total - self.booked.get(name, 0.0) for name, total in meter.spans.items()}
+        aside = sum(spent.get(name, 0.0) for name in ("observe", "checkpoint"))
+        seconds = max(1e-9, meter.elapsed() - self.since - aside)
+        row = {
+            "step": at.step,
+            "epoch": at.epoch,
+            "images": at.samples,
+            **means,
+            "lr": lr,
+            "images_per_s": self.steps * batch_size / seconds,
+            "data_wait": min(1.0, spent.get("data", 0.0) / seconds),
+            "seconds": meter.elapsed(),
+            "device_hours": meter.device_hours()["total"],
+        }
+        self._open()
+        return row
+
+    def check_finite(self, at: Progress) -> None:
+        """Raise NonFinite when a loss since the last row was not a number."""
+        loss = self.sums["loss"].item() if self.sums else 0.0
+        if not math.isfinite(loss):
+            raise NonFinite(
+                f"the loss is {loss} at or just before step {at.step}; the last checkpoint is from before. "
+                "Lower optim.lr, set train.clip=1, or use train.precision=fp32"
+            )
+
+
+class Ledger:
+    """After every step: look, log, keep the best and save, each when it is due; all of it at the end."""
+
+    def __init__(self, trainee: Trainee, todo: Todo, run: Run, observe: Observe | None, last: int) -> None:
+        self.trainee, self.todo, self.run, self.observe, self.last = trainee, todo, run, observe, last
+        self.window = Window(run)
+
+    def look_before_the_first_step(self, at: Progress) -> None:
+        """The row of step 0: what observers see before anything has been trained."""
+        self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
+
+    def step(self, at: Progress, lr: float, means: dict[str, Tensor], *, ending: bool) -> None:
+        """Book one optimizer step. Raises NonFinite rather than log or save a broken state."""
+        todo, run = self.todo, self.run
+        self.window.add(means)
+        run.console.step(at.step)
+        seen = self._look(at) if ending or at.step % todo.observe_every == 0 else {}
+        if seen or ending or at.step == 1 or at.step % todo.log_every == 0:
+            run.log(self.window.close(at, todo.batch_size, lr) | seen, self.last)
+            self._keep_best(at)
+        if ending or at.step % todo.save_every == 0:
+            self._save(at)
+
+    def _look(self, at: Progress) -> JSON:
+        if self.observe is None:
+            return {}
+        with self.run.meter.host("observe"):
+            return self.observe(at)
+
+    def _save(self, at: Progress) -> None:
+        self.window.check_finite(at)
+        if self.run.main:
+            with self.run.meter.host("checkpoint"):
+                self.run.checkpoints.save(at.step, self.trainee.state(at, self.run.meter.state()))
+        self.run.update(steps=at.step, images_seen=at.samples, metrics=self.run.last)
+
+    def _keep_best(self, at: Progress) -> None:
+        trainee = self.trainee
+        score = self.run.last.get(self.todo.best) if self.todo.best else None
+        if score is None or score <= trainee.best:
+            return
+        trainee.best = score
+        if self.run.main:
+            with self.run.meter.host("checkpoint"):
+                self.run.checkpoints.save_best({"model": trainee.method.state_dict(), "at": asdict(at), "score": score})

@@ -1,0 +1,38 @@
+"""What all tests share: quiet defaults, a cache folder of their own, the folder of real images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before torch is imported: the tests run beside each other, and must not download or touch a person's cache.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+CACHE = tempfile.mkdtemp(prefix="cass_scale_tests_")
+os.environ["CASS_SCALE_CACHE"] = CACHE
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real images and weights (`data/`, `weights/`)."""
+    place = Path(os.environ.get("CASS_SCALE_SHARED") or ROOT.parent / "shared")
+    if not (place / "data").is_dir():
+        pytest.skip("needs ../shared (or CASS_SCALE_SHARED)")
+    return place.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)
