@@ -85,10 +85,9 @@ def _trained_with(spec: ArmSpec) -> tuple[RGB, RGB]:
 
 
 def _tag_in_name(spec: ArmSpec) -> str:
-    """The longest timm tag that a file named `model.tag*.safetensors` begins with; '' when there is none."""
+    """The timm tag that a file named `model.tag*.safetensors` begins with; '' when there is none."""
     rest = Path(spec.weights).name.removeprefix(f"{spec.model}.")
-    found = [tag for tag in _tags(spec.model) if re.match(rf"{re.escape(tag)}(?![a-zA-Z0-9])", rest)]
-    return max(found, key=len, default="")
+    return next((t for t in _tags(spec.model) if re.match(rf"{re.escape(t)}(?![a-zA-Z0-9])", rest)), "")
 
 
 def _tags(model: str) -> list[str]:

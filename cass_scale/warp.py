@@ -110,7 +110,7 @@ def sampling_grid(maps: Tensor, size: int) -> Tensor:
 def _keep_edge_(grid: Tensor, length: int, size: int) -> None:
     """Let an enlarged source fade to black over one output pixel, not over one of its own larger pixels."""
     beyond = grid - grid.clamp(1 / size - 1, 1 - 1 / size)
-    grid.clamp_(1 / length - 1, 1 - 1 / length).add_(beyond, alpha=size / length)
+    grid.clamp_(1 / length - 1, 1 - 1 / length).add_(beyond.mul_(size / length))
 
 
 def shrink(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -245,6 +245,16 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     assert issubclass(MissingExtra, ConfigError)
 
 
+def test_tensorboard_gets_every_row(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `trackers`")
+    short(tmp_path / "run", "train.trackers=[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next((tmp_path / "run").rglob("events.out.*")).parent))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
 def test_unwritable_run_directory(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")

@@ -159,6 +159,7 @@ EVERYTHING = ViewSpec(
             hflip=0.5,
         ),
         replace(OFFICIAL, count=2),
+        replace(OFFICIAL, size=61),
     ),
 )
 

@@ -27,7 +27,6 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
     Raises ConfigError when it holds something else, listing every key that differs.
     """
     if not place.accelerator.is_main_process:
-        place.accelerator.wait_for_everyone()
         yield False
         return
     fresh = not (folder / records.RUN).exists()

@@ -49,30 +49,24 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         manifest: Manifest = build(without(config["data"], "noise"))
         ids = manifest.rows("train")  # the training split only: held-back images stay unseen
         train_keys = config["train"]
-        plan = Plan(
-            ids,
-            train_keys["batch_size"],
-            seed=config["seed"],
-            accumulate=train_keys["accumulate"],
-            rank=place.rank,
-            world=place.world,
-        )
+        parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
+        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
-        stream = wire.noisy(
-            config, wire.open_stream(config["stream"], build, manifest, plan, config["arms"]["image_size"], place)
-        )
+        size = config["arms"]["image_size"]
+        stream = wire.noisy(config, wire.open_stream(config["stream"], build, manifest, plan, size, place))
         method = wire.make_method(config, build, specs).to(place.device)
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
+        place.accelerator.wait_for_everyone()
         the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
-        for line in (
-            *manifest.notes,
-            f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch, {resolved.why}; {folder}",
-        ):
-            console.say(line)
+        sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
+        console.say("\n".join((*manifest.notes, f"{sizes}, {resolved.why}; {folder}")))
+        if train_keys["trackers"]:
+            about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
+            wire.start_trackers(place, the_run, about)
         with outcome(the_run), closing(stream):
             work(config, build, method, stream, manifest, place, the_run)
     return records.read(folder)

@@ -20,6 +20,7 @@ from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import ConfigError
 from cass_scale.methods.base import Method
+from cass_scale.run import Run
 from cass_scale.types import JSON, Stream
 
 Build = Callable[..., Any]
@@ -81,6 +82,7 @@ def choose_device(asked: str) -> torch.device:
 def open_place(device: torch.device, resolved: precision.Resolved, *, project: Path, trackers: list[str]) -> Place:
     """Accelerate set up for the device and precision that were resolved, whatever its own configuration says."""
     precision.apply(resolved)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a tracker that was asked for tracks the run, not the user
     AcceleratorState._reset_state(reset_partial_state=False)  # a second run in one process may differ in precision
     accelerator = Accelerator(
         mixed_precision=resolved.name if resolved.autocast_dtype else "no",
@@ -98,6 +100,16 @@ def workers(asked: int | str) -> int:
         return asked
     cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(0, min(8, cores - 1))
+
+
+def start_trackers(place: Place, run: Run, about: JSON) -> None:
+    """Send every metrics row also to the trackers that `place` was opened with; `about` is shown as their settings."""
+    place.accelerator.init_trackers("cass_scale", config=about)
+
+    def track(row: JSON, step: int) -> None:
+        place.accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
+
+    run.track = track
 
 
 def open_stream(
