@@ -1,30 +1,33 @@
-"""How a benchmark leaves its evidence: a record folder written by code, its page rendered from the figures."""
+"""How a benchmark leaves its evidence: a record folder written by code, pages rendered from it, nothing typed."""
 
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from cass_scale import records
+from cass_scale.verbs.wire import cpu_name
 
-PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "kornia")
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(__file__).parent / "records"
+START, END = "<!-- records -->", "<!-- /records -->"
+PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "kornia", "scikit-learn")
 
 
 def write_record(out: Path | None, question: str, table: str, raw: Any, options: dict[str, Any]) -> None:
-    """Print the table; with `out`, write run.json (command, code, machine, all figures) and README.md there."""
+    """Print the table; with `out`, write run.json (command, code, machine, all figures) and its page there."""
     print(f"\n{table}")
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     record = {
         "schema": records.SCHEMA,
         "question": question,
-        "command": command,
+        "table": table,
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "options": {key: value for key, value in options.items() if key != "out"},
         "git": records.git_state(Path(__file__).parent),
         "versions": records.versions(PACKAGES),
@@ -34,17 +37,34 @@ def write_record(out: Path | None, question: str, table: str, raw: Any, options:
         "figures": raw,
     }
     records.write_json(out / "run.json", record)
-    git = record["git"]
-    state = f"{git['sha']}{' with uncommitted changes' if git['dirty'] else ''}"
-    facts = [
-        f"Command: `{command}`",
-        f"Machine: {record['machine']}",
-        f"Code: {state}",
-        f"Finished: {record['finished']}",
-    ]
-    page = f"# {question}\n\n{table}\n\n" + "  \n".join(facts) + "\n"
-    records.atomic_write_text(out / "README.md", page)
+    records.atomic_write_text(out / "README.md", f"# {page(record)}")
     print(f"record: {out}")
+
+
+def page(record: dict[str, Any]) -> str:
+    """Title, table and provenance of a record as markdown, without the mark of the heading."""
+    git = record["git"]
+    state = f"{str(git['sha'])[:12]}{', with uncommitted changes' if git['dirty'] else ''}"
+    facts = [
+        f"Command: `{record['command']}`",
+        f"Machine: {record['machine']}. Code: {state}. {record['finished'][:10]}.",
+    ]
+    return f"{record['question']}\n\n{record['table']}\n\n" + "  \n".join(facts) + "\n"
+
+
+def section() -> str:
+    """What the README shows: every record, in the order of its folder's name."""
+    parts = [f"### {page(records.read_json(path))}" for path in sorted(FOLDER.glob("*/run.json"))]
+    return "\n".join([START, "", *parts, END])
+
+
+def render(readme: str) -> str:
+    """`readme` with the records between its markers. Raises ValueError when it has none."""
+    before, _, rest = readme.partition(START)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"the page has no {START} ... {END}")
+    return before + section() + after
 
 
 def machine() -> str:
@@ -54,9 +74,4 @@ def machine() -> str:
     cores = f"{len(os.sched_getaffinity(0))} cores"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {cores}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-    return f"{name}, {cores}"
+    return f"{cpu_name()}, {cores}"

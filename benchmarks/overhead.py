@@ -31,7 +31,6 @@ def bare(words: list[str], steps: int) -> None:
     import torch
 
     from cass_scale.cli import build, compose_config
-    from cass_scale.errors import Problems
     from cass_scale.precision import resolve
     from cass_scale.schedule import make_schedule
     from cass_scale.types import Progress
@@ -42,7 +41,7 @@ def bare(words: list[str], steps: int) -> None:
     seed, size, device = config["seed"], config["train"]["batch_size"], wire.choose_device("auto")
     dtype = resolve(config["train"]["precision"], device).autocast_dtype
     stream = bare_stream(config, build, device)
-    method = wire.make_method(config, build, settings.arm_specs(config, Problems())).to(device)
+    method = wire.make_method(config, build, settings.arm_specs(config)).to(device)
     optimizer = wire.make_optimizer(method, config["optim"], device)
     rate, views, times = make_schedule(batch_size=size, **config["schedule"]), build(config["views"]), []
     total = config["train"]["epochs"] * stream.steps_per_epoch * size
@@ -148,9 +147,10 @@ def main() -> None:
                 f"turn {turn + 1}, {role}: {median(sides[role][-1]['times'][1:]):.3f} s per step",
                 flush=True,
             )
-    from evidence import write_record
+    from benchmarks.evidence import write_record
 
-    write_record(options.out, "overhead", summarise(sides, options.steps), sides, vars(options) | {"words": words})
+    question = "Overhead: the harness beside a bare loop on the same work"
+    write_record(options.out, question, summarise(sides, options.steps), sides, vars(options) | {"words": words})
 
 
 def summarise(sides: Sides, steps: int) -> str:

@@ -227,9 +227,10 @@ def main() -> None:
     memory = {name: memory_of(name, options) for name in MAKERS}
     figures = {"seconds": measure_times(images, options.repeats), "memory": memory}
     asked = {key: value for key, value in vars(options).items() if key != "memory_of"}
-    from evidence import write_record
+    from benchmarks.evidence import write_record
 
-    write_record(options.out, "views", summarise(figures, asked), figures, asked)
+    question = "Views: ours beside torchvision and kornia, the same work"
+    write_record(options.out, question, summarise(figures, asked), figures, asked)
 
 
 if __name__ == "__main__":

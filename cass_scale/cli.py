@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cass_scale import __version__
-from cass_scale.errors import EXIT_CONFIG, EXIT_OK, CassScaleError, ConfigError
+from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
         result = run_verb(options.verb, options.overrides, flags)
-    except CassScaleError as error:
+    except (CassScaleError, OSError) as error:
         if options.debug:
             raise
         print(f"cass-scale {options.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, CassScaleError) else EXIT_FAILED
     return int(result.get("exit_code", EXIT_OK))
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-EXIT_OK, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = 0, 2, 3, 75  # 75 is EX_TEMPFAIL: a scheduler may requeue
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = (
+    0,
+    1,
+    2,
+    3,
+    75,
+)  # 75 is EX_TEMPFAIL: a scheduler may requeue
 
 
 class CassScaleError(Exception):
     """Base of all errors that are printed without a traceback; `exit_code` is the process's."""
 
-    exit_code = 1
+    exit_code = EXIT_FAILED
 
 
 class ConfigError(CassScaleError):

@@ -44,8 +44,8 @@ class Run:
             with storing(self.folder / records.RUN):
                 records.update(self.folder, **self.meter.report(), **fields)
 
-    def note_collapse(self, step: int, found: list[tuple[str, str]]) -> bool:
-        """Record arms that were seen collapsed for the first time; True when there is a new one."""
+    def note_collapse(self, step: int, found: list[tuple[str, str]]) -> None:
+        """Record and announce arms that were seen collapsed for the first time."""
         known = {entry["arm"] for entry in self.collapse}
         new = [{"step": step, "arm": arm, "why": why} for arm, why in found if arm not in known]
         self.collapse += new
@@ -53,7 +53,6 @@ class Run:
             self.console.warn(f"COLLAPSE at step {step}, {entry['arm']}: {entry['why']}")
         if new:
             self.update(collapse=self.collapse)
-        return bool(new)
 
     def rewind(self, step: int, meter_state: Mapping[str, Any]) -> None:
         """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows dropped."""

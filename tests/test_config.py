@@ -37,7 +37,8 @@ def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.Mo
     config = compose_config("pretrain", [f"{leaf.parent.name}={leaf.stem}"])
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    specs = settings.arm_specs(config, problems)
+    specs = settings.arm_specs(config)
+    settings.check_arms(specs, config["arms"]["image_size"], problems)
     assert problems.found == []
     assert len(specs) == 2
     assert isinstance(build(config["views"]), ViewSpec)
@@ -117,7 +118,8 @@ def test_words_that_are_no_overrides() -> None:
 )
 def test_arms(words: list[str], expected: str) -> None:
     problems = Problems()
-    settings.arm_specs(compose_config("pretrain", words), problems)
+    config = compose_config("pretrain", words)
+    settings.check_arms(settings.arm_specs(config), config["arms"]["image_size"], problems)
     assert expected in "\n".join(problems.found)
 
 

@@ -26,7 +26,7 @@ class Features(NamedTuple):
 def extract(
     encoders: Mapping[str, Encoder], stream: Stream, autocast: Callable[[], AbstractContextManager[None]]
 ) -> Features:
-    """Features of one epoch of `stream`, in its order, in eval mode; the stream must give labels and groups."""
+    """Features of one epoch of `stream`, in its order, in eval mode; the stream must give labels."""
     parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
     labels, groups = [], []
     for encoder in encoders.values():
@@ -37,9 +37,9 @@ def extract(
             with autocast():
                 for name, encoder in encoders.items():
                     parts[name].append(encoder(images).float().cpu())
-            if batch.label is None or batch.group is None:
-                raise ValueError("evaluation needs a stream with labels and groups")
+            if batch.label is None:
+                raise ValueError("evaluation needs a stream with labels")
             labels.append(batch.label.cpu())
-            groups.append(batch.group.cpu())
+            groups.append(torch.full_like(batch.index, -1).cpu() if batch.group is None else batch.group.cpu())
     by_arm = {name: torch.cat(some).numpy() for name, some in parts.items()}
     return Features(by_arm, torch.cat(labels).numpy(), torch.cat(groups).numpy())

@@ -30,7 +30,7 @@ from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
-from cass_scale.verbs.wire import PACKAGES, Build, Place, choose_device, open_place, open_stream, without
+from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
 
@@ -174,7 +174,9 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
 def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
     problems = Problems()
-    specs = settings.arm_specs(trained, problems)
+    specs = settings.arm_specs(trained)
+    if config["weights"] == "initial":
+        settings.check_arms(specs, trained["arms"]["image_size"], problems)
     asked = config["arm"] or list(specs)
     wanted = [asked] if isinstance(asked, str) else list(asked)
     for name in wanted:
@@ -186,7 +188,7 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     def spec(name: str) -> ArmSpec:
         return replace(specs[name], weights="random") if config["weights"] == "random" else specs[name]
 
-    seeds = {name: trained["seed"] + i for i, name in enumerate(specs)}  # as pretraining drew them
+    seeds = arm_seeds(trained["seed"], list(specs))  # as pretraining drew them
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 

@@ -34,11 +34,12 @@ from cass_scale.verbs import settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
+from cass_scale.views import problems as view_problems
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
     """Train what `config` says; returns run.json. Raises the errors of cass_scale.errors."""
-    specs = check(config)
+    specs = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
     folder = Path(config["run"]["dir"] or default_dir(config))
@@ -107,11 +108,12 @@ def work(
     run.console.say(f"done: {run.folder}  (next: cass-scale evaluate run.dir={run.folder})")
 
 
-def check(config: JSON) -> dict[str, ArmSpec]:
+def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
     """Every problem of the values at once, before a device or a file is touched."""
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    specs = settings.arm_specs(config, problems)
+    specs = settings.arm_specs(config)
+    settings.check_arms(specs, config["arms"]["image_size"], problems)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if not problems.found:
@@ -123,6 +125,7 @@ def check(config: JSON) -> dict[str, ArmSpec]:
         )
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
+        problems.found += view_problems(build(config["views"]))
     folder = config["run"]["dir"]
     problems.check(
         folder is None or settings.writable(Path(folder)),
@@ -186,8 +189,11 @@ def observer(
         monitor.baseline = memory.get("baseline")
         row = monitor(arms, method)
         memory["baseline"] = monitor.baseline
-        new = run.note_collapse(at.step, monitor.verdict(row))
-        if new and config["train"]["on_collapse"] == "stop":
+        found = monitor.verdict(row)
+        run.note_collapse(at.step, found)
+        before, memory["flagged"] = memory.get("flagged", []), [arm for arm, _ in found]
+        # One look may catch an arm in passing: a random ViT's outputs first draw together, then spread.
+        if set(before) & set(memory["flagged"]) and config["train"]["on_collapse"] == "stop":
             raise Collapsed(f"stopped at step {at.step} (train.on_collapse=stop); try method=cass_contrast")
         return row | {"probe/lowest_rankme": min(v for k, v in row.items() if k.endswith("/rankme_features"))}
 

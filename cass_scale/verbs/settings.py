@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -120,29 +121,30 @@ def _find(config: JSON, key: str) -> tuple[bool, Any]:
     return True, node
 
 
-def arm_specs(config: JSON, problems: Problems) -> dict[str, ArmSpec]:
-    """The arms of a configuration, checked; the same normalisation for both where `normalise=imagenet`."""
-    size = config["arms"]["image_size"]
+def arm_specs(config: JSON) -> dict[str, ArmSpec]:
+    """The arms of a configuration; the same normalisation for both where `normalise=imagenet`."""
     specs: dict[str, ArmSpec] = {}
     for name, node in config["arms"].items():
         if not isinstance(node, dict):
             continue
         values: JSON = {k: tuple(v) if k in ("mean", "std") and v else v for k, v in node.items()}
         spec = ArmSpec(**values)
-        if config.get("normalise") == "imagenet":
-            spec = ArmSpec(**{**vars(spec), "mean": spec.mean or IMAGENET_MEAN, "std": spec.std or IMAGENET_STD})
-        if isinstance(size, int):
-            for text in encoders.check(name, spec, size, encoders.weights_dir()):
-                problems.check(False, text)
-        problems.check(
-            spec.optimizer in (None, "adam", "adamw", "sgd"),
-            f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed",
-        )
+        if config["normalise"] == "imagenet":
+            spec = replace(spec, mean=spec.mean or IMAGENET_MEAN, std=spec.std or IMAGENET_STD)
         specs[name] = spec
+    return specs
+
+
+def check_arms(specs: dict[str, ArmSpec], image_size: Any, problems: Problems) -> None:
+    """Note what is wrong with the arms, without building them."""
+    for name, spec in specs.items():
+        if isinstance(image_size, int):
+            problems.found += encoders.check(name, spec, image_size, encoders.weights_dir())
+        known = spec.optimizer in (None, "adam", "adamw", "sgd")
+        problems.check(known, f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed")
     problems.check(len(specs) == 2, f"arms: {len(specs)} arms ({', '.join(specs)}); CASS compares exactly two")
     widths = {spec.outputs for spec in specs.values()}
     problems.check(len(widths) == 1, f"arms.*.outputs: {sorted(widths)}; the objective compares outputs of one width")
-    return specs
 
 
 def writable(folder: Path) -> bool:

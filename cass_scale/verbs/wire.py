@@ -24,6 +24,7 @@ from cass_scale.run import Run
 from cass_scale.types import JSON, Stream
 
 Build = Callable[..., Any]
+SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
 PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
 
 
@@ -82,7 +83,7 @@ def choose_device(asked: str) -> torch.device:
 def open_place(device: torch.device, resolved: precision.Resolved, *, project: Path, trackers: list[str]) -> Place:
     """Accelerate set up for the device and precision that were resolved, whatever its own configuration says."""
     precision.apply(resolved)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a tracker that was asked for tracks the run, not the user
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it may track the run, not the user
     AcceleratorState._reset_state(reset_partial_state=False)  # a second run in one process may differ in precision
     accelerator = Accelerator(
         mixed_precision=resolved.name if resolved.autocast_dtype else "no",
@@ -141,12 +142,18 @@ def noisy(config: JSON, stream: Stream) -> Stream:
     return NoiseStream(stream, config["seed"]) if config["data"]["noise"] else stream
 
 
+def arm_seeds(seed: int, names: list[str]) -> dict[str, int]:
+    """A seed for the random weights of each arm: equal architectures differ, also between neighbouring seeds."""
+    return {name: seed + i * SEED_STRIDE for i, name in enumerate(names)}
+
+
 def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: bool = True) -> Method:
     """Encoders from their specifications, then the method around them. Same seed, same random weights."""
     size, seed = config["arms"]["image_size"], config["seed"]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # projectors are initialised by the method
-        arms = {name: encoders.build(spec, size, seed + i, load=load) for i, (name, spec) in enumerate(specs.items())}
+        torch.manual_seed(seed + len(specs) * SEED_STRIDE)  # projectors are initialised by the method
+        seeds = arm_seeds(seed, list(specs))
+        arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
     return method
 

@@ -1,0 +1,1 @@
+"""Questions about speed and cost, each a command that leaves a record."""
