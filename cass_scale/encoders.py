@@ -53,13 +53,22 @@ class Encoder(nn.Module):
         body = _create(spec, image_size)
         self.body: nn.Module = body
         self.dim = int(getattr(body, "head_hidden_size", None) or body.num_features)
+        self.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [B, 3, S, S] in [0, 1] -> features [B, dim]."""
-        features: Tensor = self.body((images - self.mean) / self.std)
+        normal = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+        features: Tensor = self.body(normal)
         return features
+
+    def use_channels_last(self) -> None:
+        """Lay a convolutional body out in channels_last order, which GPUs prefer; a Transformer stays as it is."""
+        config = get_pretrained_cfg(self.spec.model)
+        if config is None or not config.fixed_input_size:
+            self.memory_format = torch.channels_last
+            self.body.to(memory_format=torch.channels_last)
 
 
 def _normalisation(spec: ArmSpec) -> tuple[RGB, RGB]:

@@ -258,3 +258,12 @@ def test_a_model_of_fixed_size_is_built_for_the_arms_image_size() -> None:
         larger: Any = encoders.Encoder(ArmSpec("vit_tiny_patch16_224", args={"img_size": 64}), 48).body
     assert body.patch_embed.img_size == (48, 48)
     assert larger.patch_embed.img_size == (64, 64)
+
+
+@pytest.mark.parametrize(("model", "changes"), [("resnet10t", True), ("vit_tiny_patch16_224", False)])
+def test_channels_last_is_for_the_cnn_and_changes_the_layout_only(model: str, changes: bool) -> None:
+    plain, other = (encoders.build(ArmSpec(model), 64, seed=0)[0].eval() for _ in range(2))
+    other.use_channels_last()
+    widest = max((p for p in other.parameters() if p.ndim == 4), key=lambda p: p.shape[1])
+    assert widest.is_contiguous(memory_format=torch.channels_last) is changes
+    torch.testing.assert_close(other(images(64)), plain(images(64)), rtol=1e-4, atol=1e-4)

@@ -154,6 +154,8 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
         torch.manual_seed(seed + len(specs) * SEED_STRIDE)  # projectors are initialised by the method
         seeds = arm_seeds(seed, list(specs))
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
+        for encoder, _ in arms.values() if config["train"]["channels_last"] else ():
+            encoder.use_channels_last()
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
     return method
 
