@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         body = _create(spec, image_size)
         self.body: nn.Module = body
         self.dim = int(getattr(body, "head_hidden_size", None) or body.num_features)
-        self.memory_format = torch.contiguous_format
+        self.memory_format: torch.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         config = get_pretrained_cfg(self.spec.model)
         if config is None or not config.fixed_input_size:
             self.memory_format = torch.channels_last
-            self.body.to(memory_format=torch.channels_last)
+            self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _normalisation(spec: ArmSpec) -> tuple[RGB, RGB]:
