@@ -37,7 +37,7 @@ def test_the_turn_is_named(number: int) -> None:
     square = thumbs(blobs(1)).reshape(SIDE, SIDE)
     turned = np.rot90(np.fliplr(square) if number >= 4 else square, number % 4)
     (found,) = near(np.stack([square.ravel(), turned.ravel()]))
-    assert found.turn == TURNS[number] and found.correlation == pytest.approx(1.0, abs=1e-5)
+    assert found.turn == TURNS[number] and found.correlation == pytest.approx(1.0, abs=1e-3)  # kept in 16 bits
 
 
 def test_a_change_that_a_reader_would_see_is_no_copy() -> None:
