@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["doctor", "evaluate", "pretrain", "report"]
+__all__ = ["doctor", "evaluate", "pretrain", "report", "split", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -31,6 +31,16 @@ def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Write one self-contained HTML page about all runs of a folder; returns {"out": path}."""
     return dict(_call("report", overrides, keys))
+
+
+def verify(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Find unreadable files, copies and leakage across splits; returns the record, `exit_code` 3 when not clean."""
+    return dict(_call("verify", overrides, keys))
+
+
+def split(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Write a labels.csv whose split is stratified and leaks nothing; returns what was drawn."""
+    return dict(_call("split", overrides, keys))
 
 
 def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:

@@ -41,6 +41,14 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "write one HTML page about the runs of a folder",
         "cass-scale report runs=runs out=runs/report.html",
     ),
+    "verify": (
+        "find unreadable files, copies and leakage across splits in a folder of images",
+        "cass-scale verify data.path=DIR out=runs/verify",
+    ),
+    "split": (
+        "write a labels.csv whose split is stratified and leaks nothing",
+        "cass-scale split data.path=DIR out=clean.csv",
+    ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from cass_scale.types import JSON
 
@@ -51,6 +54,16 @@ class Console:
         """A line that must be seen."""
         if self.main:
             self.rich.print(text, style="bold yellow", markup=False)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Rows below a head; all columns but the first hold numbers."""
+        if self.main and not self.quiet:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            for number, name in enumerate(columns):
+                table.add_column(Text(name), justify="right" if number else "left")
+            for row in rows:
+                table.add_row(*(Text(str(cell)) for cell in row))  # Text: a class may be called [red]
+            self.rich.print(table)
 
     def bar(self, total: int, done: int) -> Console:
         """Start a progress bar over `total` steps; use as a context."""

@@ -27,11 +27,17 @@ def report(runs: Path, out: Path) -> Path:
     Raises DataError when there is no run or a record is newer than this package, ConfigError when `out`
     cannot be written, MissingExtra without jinja2 or matplotlib.
     """
+    found, notes = load(runs)
+    render("report.html.j2", _page(found, notes), out)
+    return out
+
+
+def render(template: str, values: JSON, out: Path) -> None:
+    """Write a template of `templates/` to the file `out`. Raises ConfigError and MissingExtra as `report` does."""
     try:
         from jinja2 import ChainableUndefined, Environment, FileSystemLoader
     except ImportError as why:
         raise MissingExtra("jinja2", "report", "The report") from why
-    found, notes = load(runs)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # names of classes, arms and folders are other people's text
@@ -47,14 +53,13 @@ def report(runs: Path, out: Path) -> Path:
         "count": count,
         "moment": moment,
     }
-    page = environment.get_template("report.html.j2").render(_page(found, notes))
+    page = environment.get_template(template).render(values)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         records.atomic_write_text(out, page)
     except OSError as why:
         problem = f"out={out} cannot be written ({why.strerror}); name a file in a writable folder"
         raise ConfigError(problem) from why
-    return out
 
 
 def _page(runs: list[Run], notes: list[str]) -> JSON:

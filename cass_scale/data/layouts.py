@@ -83,6 +83,14 @@ def read(root: Path, files: Files, labels: Labels) -> Listing:
     return _from_folders(list(files), labels)
 
 
+def table(root: Path, labels: Labels) -> dict[str, dict[str, str]]:
+    """The rows of the labels.csv that `read` goes by, whole, by image; none where it goes by folders."""
+    path = root / CSV
+    if labels == "folders" or not path.is_file():
+        return {}
+    return {_safe_key(row.get("path") or "", path, line): row for line, row in _rows(path)}
+
+
 def _from_folders(keys: list[str], labels: Labels) -> Listing:
     parts = [PurePosixPath(key).parts for key in keys]
     tops = {p[0].lower() for p in parts if len(p) > 1}

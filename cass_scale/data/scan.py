@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cass_scale.data.decode import BadImage, decode
 from cass_scale.data.layouts import CSV
+from cass_scale.data.look import Look, look
 from cass_scale.data.manifest import Bad
 from cass_scale.errors import DataError
 
@@ -24,17 +25,21 @@ class Checked(NamedTuple):
     sha256: str
     size: int
     why: str
+    look: Look | None = None
 
 
-def scan(root: Path, keys: Sequence[str], workers: int | None = None) -> list[Checked]:
-    """One answer per key, in order. Decoding releases the GIL, so threads serve: one per core, at most 8."""
+def scan(root: Path, keys: Sequence[str], workers: int | None = None, *, looks: bool = False) -> list[Checked]:
+    """One answer per key, in order; with `looks` also of what the images show.
+
+    Decoding releases the GIL, so threads serve: one per core, at most 8.
+    """
     threads = workers or min(8, os.cpu_count() or 1)
     chunks = [keys[i : i + CHUNK] for i in range(0, len(keys), CHUNK)]
     with ThreadPoolExecutor(threads) as pool:
-        return [c for chunk in pool.map(lambda part: [_check(root / k) for k in part], chunks) for c in chunk]
+        return [c for chunk in pool.map(lambda part: [_check(root / k, looks) for k in part], chunks) for c in chunk]
 
 
-def _check(path: Path) -> Checked:
+def _check(path: Path, looks: bool) -> Checked:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -42,10 +47,10 @@ def _check(path: Path) -> Checked:
     except OSError as error:
         return Checked("", 0, f"cannot be read: {error.strerror}")
     try:
-        decode(data, None)
+        pixels = decode(data, None)
     except BadImage as error:
         return Checked("", len(data), str(error))
-    return Checked(hashlib.sha256(data).hexdigest(), len(data), "")
+    return Checked(hashlib.sha256(data).hexdigest(), len(data), "", look(pixels) if looks else None)
 
 
 def refuse_too_many(root: Path, bad: Sequence[Bad], files: int, max_bad: float) -> None:

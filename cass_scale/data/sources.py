@@ -15,8 +15,9 @@ from cass_scale.data import digits as digits_set
 from cass_scale.data import phantom as phantom_set
 from cass_scale.data.cache import cache_folder, make_once
 from cass_scale.data.layouts import Files, Labels, Listing, read, walk
+from cass_scale.data.look import Look
 from cass_scale.data.manifest import SCHEMA, SPLITS, Bad, Manifest, find_classes
-from cass_scale.data.scan import refuse_too_many, scan
+from cass_scale.data.scan import Checked, refuse_too_many, scan
 from cass_scale.data.splits import assign, check_fractions
 from cass_scale.errors import ConfigError, DataError
 
@@ -49,12 +50,32 @@ def folder(
     place = cache_folder() / "manifests" / f"{_key(root, files, listing, options)}.csv"
     found = _from_cache(place)
     if found is None:
-        found = _build(root, name or root.name, listing, check_fractions(split), seed, workers)
+        checked = scan(root, listing.keys, workers)
+        found = _build(root, name or root.name, listing, check_fractions(split), seed, checked)
         if len(found):
             with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
                 found.write(place)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
+
+
+def examine(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    labels: Labels = "auto",
+    split: Sequence[float] = DEFAULT_SPLIT,
+    workers: int | None = None,
+) -> tuple[Manifest, tuple[Look, ...]]:
+    """The manifest that `folder` gives, and a look at each of its images; every file is read now, without the cache.
+
+    However many files are bad, they are listed and not refused. Raises DataError where there is nothing to read.
+    """
+    root = Path(path).expanduser().absolute()
+    listing = read(root, walk(root), labels)
+    checked = scan(root, listing.keys, workers, looks=True)
+    manifest = _build(root, name or root.name, listing, check_fractions(split), 0, checked)
+    return manifest, tuple(c.look for c in checked if c.look is not None)
 
 
 def phantom(*, images: int = 198, scale: float = 1.0, seed: int = 0) -> Manifest:
@@ -98,9 +119,8 @@ def _from_cache(place: Path) -> Manifest | None:
 
 
 def _build(
-    root: Path, name: str, listing: Listing, split: tuple[float, float, float], seed: int, workers: int | None
+    root: Path, name: str, listing: Listing, split: tuple[float, float, float], seed: int, checked: list[Checked]
 ) -> Manifest:
-    checked = scan(root, listing.keys, workers)
     bad = tuple(Bad(key, c.why) for key, c in zip(listing.keys, checked, strict=True) if c.why)
     good = [i for i, c in enumerate(checked) if not c.why]
     keys, labels, groups, splits = ([column[i] for i in good] for column in listing[:4])

@@ -102,6 +102,12 @@ EVALUATE: dict[str, Rule] = {
     "protocol.lr": _number(0),
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
+VERIFY: dict[str, Rule] = {
+    "data.labels": PRETRAIN["data.labels"],
+    "data.max_bad": PRETRAIN["data.max_bad"],
+    "few": _whole(1),
+    "seed": _whole(0),
+}
 
 
 def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> None:

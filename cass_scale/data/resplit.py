@@ -1,0 +1,54 @@
+"""A split in which nothing leaks: copies and what belongs to one patient or group stay together."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cass_scale import records
+from cass_scale.data.layouts import Labels, table
+from cass_scale.data.look import Look
+from cass_scale.data.manifest import Manifest
+from cass_scale.data.sets import joined
+from cass_scale.data.splits import assign
+from cass_scale.data.verify import People, copies
+
+COLUMNS = ["path", "label", "split", "group_id", "kept_together"]  # then those that the old labels.csv had
+
+
+def units(manifest: Manifest, looks: Sequence[Look], owners: People) -> NDArray[np.int64]:
+    """For each row the number of what must not be divided: the first row of it. int64 [N]."""
+    found, _ = copies(manifest, looks)
+    out = np.arange(len(manifest))
+    for rows in joined(len(manifest), [manifest.groups, *owners.values()], found.several()).several():
+        out[rows] = rows[0]
+    return out
+
+
+def resplit(manifest: Manifest, together: NDArray[np.int64], split: Sequence[float], seed: int) -> Manifest:
+    """The manifest with its splits drawn anew, stratified by label, also where there is no label at all."""
+    labels = manifest.labels if any(manifest.labels) else ["unlabelled"] * len(manifest)
+    return replace(manifest, splits=assign(labels, [str(unit) for unit in together], split, seed))
+
+
+def write(manifest: Manifest, together: NDArray[np.int64], out: Path, labels: Labels = "auto") -> None:
+    """A labels.csv that gives this manifest's splits, with all columns that the folder's own one has."""
+    old = table(manifest.root, labels)
+    more = [c for c in next(iter(old.values()), {}) if c and c not in COLUMNS]
+    counts = Counter(together.tolist())
+    names = [str(unit) if counts[unit] > 1 else "" for unit in together.tolist()]
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS + more)
+    columns = (manifest.keys, manifest.labels, manifest.splits, manifest.groups, names)
+    for key, *known in zip(*columns, strict=True):
+        rows.writerow([key, *known, *(old.get(key, {}).get(c) or "" for c in more)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    records.atomic_write_text(out, text.getvalue())
