@@ -16,7 +16,7 @@ from cass_scale.data import phantom as phantom_set
 from cass_scale.data.cache import cache_folder, make_once
 from cass_scale.data.layouts import Files, Labels, Listing, read, walk
 from cass_scale.data.manifest import SCHEMA, SPLITS, Bad, Manifest, find_classes
-from cass_scale.data.scan import refuse_too_many, scan
+from cass_scale.data.scan import Checked, refuse_too_many, scan
 from cass_scale.data.splits import assign, check_fractions
 from cass_scale.errors import ConfigError, DataError
 
@@ -100,7 +100,18 @@ def _from_cache(place: Path) -> Manifest | None:
 def _build(
     root: Path, name: str, listing: Listing, split: tuple[float, float, float], seed: int, workers: int | None
 ) -> Manifest:
-    checked = scan(root, listing.keys, workers)
+    return assemble(root, name, listing, scan(root, listing.keys, workers), split, seed)
+
+
+def assemble(
+    root: Path,
+    name: str,
+    listing: Listing,
+    checked: Sequence[Checked],
+    split: tuple[float, float, float],
+    seed: int,
+) -> Manifest:
+    """The manifest of what was listed and read; draws the splits where the source gives none."""
     bad = tuple(Bad(key, c.why) for key, c in zip(listing.keys, checked, strict=True) if c.why)
     good = [i for i, c in enumerate(checked) if not c.why]
     keys, labels, groups, splits = ([column[i] for i in good] for column in listing[:4])
