@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["doctor", "evaluate", "pretrain", "report"]
+__all__ = ["doctor", "evaluate", "pretrain", "report", "shard"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -31,6 +31,11 @@ def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Write one self-contained HTML page about all runs of a folder; returns {"out": path}."""
     return dict(_call("report", overrides, keys))
+
+
+def shard(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Turn a set of images into WebDataset shards; returns what was made. `dry_run=True` writes nothing."""
+    return dict(_call("shard", overrides, keys))
 
 
 def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:
