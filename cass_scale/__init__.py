@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["doctor", "evaluate", "pretrain", "report", "split", "verify"]
+__all__ = ["doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -41,6 +41,11 @@ def verify(*overrides: str, **keys: Any) -> dict[str, Any]:
 def split(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Write a labels.csv whose split is stratified and leaks nothing; returns what was drawn."""
     return dict(_call("split", overrides, keys))
+
+
+def shard(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Turn a set of images into WebDataset shards; returns what was made. `dry_run=True` writes nothing."""
+    return dict(_call("shard", overrides, keys))
 
 
 def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:

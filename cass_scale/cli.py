@@ -49,6 +49,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "write a labels.csv whose split is stratified and leaks nothing",
         "cass-scale split data.path=DIR out=clean.csv",
     ),
+    "shard": (
+        "turn a set of images into WebDataset shards",
+        "cass-scale shard source=DIR out=shards size=512",
+    ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
@@ -121,7 +125,7 @@ def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def compose_config(verb: str, words: Sequence[str]) -> JSON:
     """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
-    words = _imply_folder(list(words)) if "data" in _groups(verb) else list(words)
+    words = _imply_source(verb, list(words)) if "data" in _groups(verb) else list(words)
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
         overrides = _parse(words)
         groups = [o for o in overrides if o.key_or_group in _groups(verb)]
@@ -147,11 +151,21 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
     return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
 
 
-def _imply_folder(words: list[str]) -> list[str]:
-    """`data.path=DIR` means `data=folder`, so that the embedded default gives way without being named."""
-    paths = any(word.startswith("data.path=") for word in words)
-    named = any(word.startswith("data=") for word in words)
-    return ["data=folder", *words] if paths and not named else words
+def _imply_source(verb: str, words: list[str]) -> list[str]:
+    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
+    if verb == "shard":
+        words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
+    paths = [word.removeprefix("data.path=").strip("'\"") for word in words if word.startswith("data.path=")]
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.startswith(("data=", "stream="))}
+    implied = []
+    if paths and "data" not in named:
+        from cass_scale.data.layouts import holds_shards  # decoders are loaded by verbs that need data
+
+        named["data"] = "shards" if holds_shards(paths[0]) else "folder"
+        implied.append(f"data={named['data']}")
+    if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
+        implied.append("stream=webdataset")
+    return [*implied, *words]
 
 
 def _parse(words: list[str]) -> list[Override]:
@@ -221,6 +235,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
+    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
+        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
     return problems
 
 

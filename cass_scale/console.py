@@ -65,11 +65,16 @@ class Console:
                 table.add_row(*(Text(str(cell)) for cell in row))  # Text: a class may be called [red]
             self.rich.print(table)
 
-    def bar(self, total: int, done: int) -> Console:
+    @property
+    def drawing(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
+    def bar(self, total: int, done: int, unit: str = "step") -> Console:
         """Start a progress bar over `total` steps; use as a context."""
         if self.main and not self.quiet and self.rich.is_terminal:
             steps, numbers = (
-                TextColumn("step {task.completed}/{task.total}"),
+                TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
                 TextColumn("{task.description}"),
             )
             times = (TimeElapsedColumn(), TimeRemainingColumn())
@@ -87,12 +92,12 @@ class Console:
             self._bar.stop()
             self._bar = self._task = None
 
-    def step(self, done: int) -> None:
-        """Move the bar, redrawing at most ten times a second."""
+    def step(self, done: int, text: str | None = None) -> None:
+        """Move the bar and show `text` beside it, redrawing at most ten times a second."""
         if self._bar is not None and self._task is not None:
             due = time.monotonic() - self._drawn > BAR_EVERY
             self._drawn = time.monotonic() if due else self._drawn
-            self._bar.update(self._task, completed=done, refresh=due)
+            self._bar.update(self._task, completed=done, description=text, refresh=due)
 
     def row(self, row: JSON, total: int) -> None:
         """Show one metrics row."""

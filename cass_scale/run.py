@@ -76,10 +76,10 @@ def storing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def lock(folder: Path) -> IO[str]:
+def lock(folder: Path, key: str = "run.dir") -> IO[str]:
     """Hold the folder for this process until it ends; the kernel lets go even after `kill -9`.
 
-    Raises ConfigError when another process holds it.
+    Raises ConfigError, naming the configuration's `key`, when another process holds it.
     """
     handle = (folder / ".lock").open("w")
     try:
@@ -88,7 +88,7 @@ def lock(folder: Path) -> IO[str]:
     except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, as the system likes
         handle.close()
         raise ConfigError(
-            f"run.dir={folder} is in use by another process; wait for it or choose another run.dir"
+            f"{key}={folder} is in use by another process; wait for it or choose another {key}"
         ) from error
     return handle
 

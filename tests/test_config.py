@@ -19,7 +19,8 @@ VERB_OF = {"protocol": "evaluate"}
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_leaf_composes_and_says_where_its_numbers_come_from(leaf: Path) -> None:
     group = leaf.parent.name
-    words = [f"{group}={leaf.stem}"] + (["data.path=somewhere"] if leaf.stem == "folder" and group == "data" else [])
+    needs_path = group == "data" and leaf.stem in ("folder", "shards")
+    words = [f"{group}={leaf.stem}"] + (["data.path=somewhere"] if needs_path else [])
     config = compose_config(VERB_OF.get(group, "pretrain"), words)
     assert config[group]
     assert "# run:     " in leaf.read_text(), "a leaf is a lab notebook: it gives the command that runs it"

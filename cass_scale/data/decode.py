@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,17 @@ class BadImage(Exception):
     """The file cannot be used as one image; the text says why."""
 
 
-def read_image(path: str | os.PathLike[str], size: int | None) -> Pixels:
-    """`decode` of a file's bytes: uint8 [H, W, 3]. Raises BadImage, also when the file cannot be read."""
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A whole file. Raises BadImage when it cannot be read."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
-    return decode(data, size)
+
+
+def read_image(path: str | os.PathLike[str], size: int | None) -> Pixels:
+    """`decode` of a file's bytes: uint8 [H, W, 3]. Raises BadImage, also when the file cannot be read."""
+    return decode(read_file(path), size)
 
 
 def decode(data: bytes, size: int | None) -> Pixels:
@@ -45,10 +51,23 @@ def decode(data: bytes, size: int | None) -> Pixels:
     to 0..255, all channels by the same window. A JPEG at least twice as large as `size` is decoded at 1/2,
     1/4 or 1/8. Raises BadImage.
     """
+    with _told(data):
+        return _squash(_open(data, size), size)
+
+
+def load(data: bytes, size: int | None) -> Image.Image:
+    """RGB, upright, not squashed: a JPEG at least twice as large as `size` comes smaller. Raises BadImage."""
+    with _told(data):
+        return _open(data, size)
+
+
+@contextlib.contextmanager
+def _told(data: bytes) -> Iterator[None]:
+    """Whatever decoding raises becomes a BadImage that says why."""
     if not data:
         raise BadImage("zero bytes long")
     try:
-        return _squash(_open(data, size), size)
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError as error:

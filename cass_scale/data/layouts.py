@@ -16,6 +16,7 @@ Labels = Literal["auto", "none", "folders", "csv"]
 Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes, mtime in ns)
 
 CSV = "labels.csv"
+SHARDS = "shards.json"  # marks a folder as written by `cass-scale shard`
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -54,6 +55,19 @@ def walk(root: Path) -> Files:
     if not files:
         raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(EXTENSIONS)}")
     return dict(sorted(files.items()))
+
+
+def holds_shards(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a set of shards: ours, or tars with no image and no folder beside them."""
+    root = Path(path).expanduser()
+    if (root / SHARDS).is_file():
+        return True
+    try:
+        there = [p for p in root.iterdir() if not p.name.startswith(".")]
+    except OSError:
+        return False
+    tars = any(p.suffix == ".tar" for p in there)
+    return tars and not any(p.is_dir() or p.suffix.lower() in EXTENSIONS for p in there)
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

@@ -51,7 +51,7 @@ def folder(
     found = _from_cache(place)
     if found is None:
         checked = scan(root, listing.keys, workers)
-        found = _build(root, name or root.name, listing, check_fractions(split), seed, checked)
+        found = assemble(root, name or root.name, listing, checked, check_fractions(split), seed)
         if len(found):
             with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
                 found.write(place)
@@ -74,7 +74,7 @@ def examine(
     root = Path(path).expanduser().absolute()
     listing = read(root, walk(root), labels)
     checked = scan(root, listing.keys, workers, looks=True)
-    manifest = _build(root, name or root.name, listing, check_fractions(split), 0, checked)
+    manifest = assemble(root, name or root.name, listing, checked, check_fractions(split), 0)
     return manifest, tuple(c.look for c in checked if c.look is not None)
 
 
@@ -118,9 +118,15 @@ def _from_cache(place: Path) -> Manifest | None:
         return None
 
 
-def _build(
-    root: Path, name: str, listing: Listing, split: tuple[float, float, float], seed: int, checked: list[Checked]
+def assemble(
+    root: Path,
+    name: str,
+    listing: Listing,
+    checked: Sequence[Checked],
+    split: tuple[float, float, float],
+    seed: int,
 ) -> Manifest:
+    """The manifest of what was listed and read; draws the splits where the source gives none."""
     bad = tuple(Bad(key, c.why) for key, c in zip(listing.keys, checked, strict=True) if c.why)
     good = [i for i, c in enumerate(checked) if not c.why]
     keys, labels, groups, splits = ([column[i] for i in good] for column in listing[:4])

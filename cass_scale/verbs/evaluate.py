@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cass_scale import encoders, precision, records
 from cass_scale.console import Console
+from cass_scale.data.layouts import holds_shards
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
@@ -97,7 +98,8 @@ class Job:
         plan = Plan(
             ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
         )
-        node = self.trained["stream"] if keep else {**self.trained["stream"], "cache_bytes": 0}
+        node = stream_for(self.trained["stream"], self.config["data"]["path"])
+        node = node if keep else {**node, "cache_bytes": 0}
         return open_stream(node, self.build, self.manifest, plan, self.image_size, place, with_labels=True)
 
 
@@ -148,7 +150,18 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
 def other_data(config: JSON) -> JSON | None:
     """Configuration of another set to score on, or None for the run's own."""
     path = config["data"]["path"]
-    return {"_target_": "cass_scale.data.sources.folder", "path": path} if path else None
+    if not path:
+        return None
+    source = "shards.shards" if holds_shards(path) else "sources.folder"
+    return {"_target_": f"cass_scale.data.{source}", "path": path}
+
+
+def stream_for(trained: JSON, path: str | None) -> JSON:
+    """The run's stream, or for another set the one that can read it."""
+    if path is None:
+        return trained
+    kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
+    return {**trained, "_target_": f"cass_scale.data.{kind}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:

@@ -108,6 +108,18 @@ VERIFY: dict[str, Rule] = {
     "few": _whole(1),
     "seed": _whole(0),
 }
+SHARD: dict[str, Rule] = {
+    "format": _choice("webdataset"),
+    "size": _or_null(_whole(16)),
+    "resize": _choice("short", "square"),
+    "quality": _or_null(
+        (lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 100, "a whole number from 1 to 100")
+    ),
+    "samples_per_shard": _whole(1),
+    "workers": _auto_or(_whole(1)),
+    "data.max_bad": PRETRAIN["data.max_bad"],
+    "data.labels": PRETRAIN["data.labels"],
+}
 
 
 def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> None:

@@ -1,0 +1,50 @@
+"""Bytes out of the middle of files. The one place that knows where shards lie, so that remote ones can come in here."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+KEEP_OPEN = 64  # files per process; the usual limit of a system is 1024
+
+
+class LocalRanges:
+    """Reads by (path, offset, length), one at a time, and keeps the files last used open.
+
+    An open file stays what it was when somebody replaces it by renaming. A forked copy reads on with the same
+    descriptors (pread moves no position); a pickled one opens its own.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._lock = threading.Lock()  # else one thread closes what another reads
+
+    def open_range(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on, fewer only at the end of the file. Raises OSError."""
+        with self._lock:
+            handle = self._handle(path)
+            data = os.pread(handle, length, offset)
+            while 0 < len(data) < length and (more := os.pread(handle, length - len(data), offset + len(data))):
+                data += more  # one call reads at most 2 GiB, a network file system perhaps less
+        return data
+
+    def close(self) -> None:
+        """Close all files; they open again when needed."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _handle(self, path: Path) -> int:
+        if path not in self._open:
+            if len(self._open) >= KEEP_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[LocalRanges], tuple[()]]:
+        return LocalRanges, ()
