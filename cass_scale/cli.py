@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cass_scale import __version__
-from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, CassScaleError, ConfigError
+from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
+from cass_scale.words import flatten, literal_path
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
     "pretrain": (
@@ -67,18 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)  # rest: overrides behind an option, which argparse cannot place
+    if flags := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if options.verb is None:
-        _parser().print_help()
+        parser.print_help()
         return EXIT_CONFIG
-    flags = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
+    how = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
-        result = run_verb(options.verb, options.overrides, flags)
+        result = run_verb(options.verb, [*options.overrides, *rest], how)
     except (CassScaleError, OSError) as error:
         if options.debug:
             raise
         print(f"cass-scale {options.verb}: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, CassScaleError) else EXIT_FAILED
+    except KeyboardInterrupt:  # before or after the loop, which saves first
+        if options.debug:
+            raise
+        print(f"cass-scale {options.verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return int(result.get("exit_code", EXIT_OK))
 
 
@@ -107,31 +116,17 @@ def build(node: Mapping[str, Any], *parts: Any, **extra: Any) -> Any:
     return make if node.get("_partial_") else make(*parts, **extra)
 
 
-def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """{"train": {"epochs": 2}} -> ["train.epochs=2"]."""
-    words: list[str] = []
-    for key, value in keys.items():
-        if isinstance(value, Mapping):
-            words += flatten(value, f"{prefix}{key}.")
-        else:
-            text = (
-                str(value)
-                if isinstance(value, str | Path)
-                else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
-            )
-            words.append(f"{prefix}{key}={text}")
-    return words
-
-
 def compose_config(verb: str, words: Sequence[str]) -> JSON:
     """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
-    words = _imply_source(verb, list(words)) if "data" in _groups(verb) else list(words)
+    groups_of_verb = _groups(verb)
+    words = _imply_source(verb, list(words)) if "data" in groups_of_verb else list(words)
+    overrides = _parse([literal_path(word) for word in words])
+    groups = [o for o in overrides if o.key_or_group in groups_of_verb]
+    values = [o for o in overrides if o not in groups]
+    wrong = {id(o): p for o in groups if (p := _choice_problem(o))}
+    chosen = [_line(o) for o in groups if id(o) not in wrong]
     with initialize_config_dir(str(config_dir().resolve()), version_base="1.3"):
-        overrides = _parse(words)
-        groups = [o for o in overrides if o.key_or_group in _groups(verb)]
-        values = [o for o in overrides if o not in groups]
-        wrong = {id(o): p for o in groups if (p := _choice_problem(o))}
-        base = compose(verb, [str(o.input_line) for o in groups if id(o) not in wrong])
+        base = _compose(verb, chosen)
         known = set(_leaves(base)) | _optional_keys(base)
         problems = [
             *wrong.values(),
@@ -140,14 +135,11 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
         ]
         if problems:
             raise ConfigError(*problems)
-        try:
-            full = compose(
-                verb,
-                [str(o.input_line) for o in groups] + ["++" + str(o.input_line).lstrip("+") for o in values],
-            )
-            plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(str(error).split("\n")[0]) from error
+        full = _compose(verb, chosen + ["++" + _line(o) for o in values])
+    try:
+        plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).split("\n")[0]) from error
     return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
 
 
@@ -155,8 +147,9 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
-    paths = [word.removeprefix("data.path=").strip("'\"") for word in words if word.startswith("data.path=")]
-    named = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.startswith(("data=", "stream="))}
+    given = [word.lstrip("+") for word in words]
+    paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
+    named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
     implied = []
     if paths and "data" not in named:
         from cass_scale.data.layouts import holds_shards  # decoders are loaded by verbs that need data
@@ -168,13 +161,42 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     return [*implied, *words]
 
 
-def _parse(words: list[str]) -> list[Override]:
+def _compose(verb: str, lines: list[str]) -> DictConfig:
     try:
-        return list(OverridesParser.create().parse_overrides(words))
-    except HydraException as error:
-        raise ConfigError(
-            f"{str(error).splitlines()[0]}; write key=value, and quote values with spaces or commas"
-        ) from error
+        return compose(verb, lines)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).split("\n")[0]) from error
+
+
+def _line(override: Override) -> str:
+    """The override as it was given, without + or ++: whether a key must be new is not for a person to know."""
+    return str(override.input_line).lstrip("+")
+
+
+def _parse(words: list[str]) -> list[Override]:
+    overrides, problems = [], []
+    for word in words:
+        try:
+            word.encode()
+            override = OverridesParser.create().parse_override(word)
+        except UnicodeEncodeError:
+            problems.append(f"{word!r}: not UTF-8, which records are written in; rename it, or give it a link")
+            continue
+        except HydraException:
+            problems.append(
+                f"{word}: not an override; write key=value, and quotes around a value with special characters: "
+                "\"key='a,b=c'\""
+            )
+            continue
+        if override.is_delete():
+            problems.append(f"{word}: keys cannot be taken out; give them another value")
+        elif override.is_sweep_override():
+            problems.append(f"{word}: one value at a time; quote it if the comma belongs to it: \"key='a,b'\"")
+        else:
+            overrides.append(override)
+    if problems:
+        raise ConfigError(*problems)
+    return overrides
 
 
 def _groups(verb: str) -> list[str]:
@@ -213,9 +235,15 @@ def _optional_keys(base: DictConfig) -> set[str]:
 
 def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str | None:
     key = override.key_or_group
-    if key in known or key == "data.path" or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
+    node = OmegaConf.select(base, key) if key in known and not key.endswith(".args") else None
+    if isinstance(node, DictConfig):
+        some = ", ".join(f"{key}.{name}" for name in list(node)[:3])
+        return f"{override.input_line}: {key} is a section; set its keys one by one: {some} ..."
+    embedded = key == "data.path" and "data" in base  # _contradictions has the better words
+    if key in known or embedded or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
         return None
-    shown = sorted(k for k in known if "_target_" not in k and "_partial_" not in k)
+    sections = {k.rpartition(".")[0] for k in known}
+    shown = sorted(known - sections - {k for k in known if k.endswith(("_target_", "_partial_"))})
     near = difflib.get_close_matches(key, shown, n=1, cutoff=0.5)
     same = [k for k in shown if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     hint = (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as td
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -42,10 +45,31 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(x.item())
 
 
+def of_all_ranks(value: T) -> list[T]:
+    """The plain values of all ranks, in rank order."""
+    values: list[T] = [value]
+    if active():
+        values *= td.get_world_size()
+        td.all_gather_object(values, value)
+    return values
+
+
+class _Gather(torch.autograd.Function):  # torch's own differentiable all_gather is deprecated, and warns at every call
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(td.get_world_size())]
+        td.all_gather(parts, x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        td.all_reduce(grad)  # every rank's loss saw these rows
+        return grad.chunk(td.get_world_size())[td.get_rank()]
+
+
 def gather_with_grad(x: Tensor) -> Tensor:
     """Rows of all ranks, concatenated in rank order [B, ...] -> [world * B, ...]; gradients flow to their owner."""
     if not active():
         return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(list(all_gather(x.contiguous())))
+    return cast(Tensor, _Gather.apply(x.contiguous()))  # type: ignore[no-untyped-call]

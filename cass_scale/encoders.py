@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -283,6 +284,14 @@ def export(encoder: Encoder, path: Path, extra: Mapping[str, str]) -> None:
             f"export {path} could not be written ({error}): "
             "free some space or mend the folder, then run the same command again"
         ) from error
+
+
+def digest(encoder: Encoder) -> str:
+    """16 hex digits of everything that decides an encoder's features: its specification and every tensor."""
+    found = hashlib.sha256(repr((encoder.spec, encoder.image_size)).encode())
+    for key, x in sorted(encoder.body.state_dict().items()):
+        found.update(key.encode() + x.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def load_export(path: Path) -> Encoder:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = (
     0,
     1,
@@ -9,6 +12,7 @@ EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = (
     3,
     75,
 )  # 75 is EX_TEMPFAIL: a scheduler may requeue
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class CassScaleError(Exception):
@@ -70,6 +74,14 @@ class Problems:
         """Note `message` unless `good`."""
         if not good:
             self.found.append(message)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Note what a ConfigError raised inside says, and go on behind it."""
+        try:
+            yield
+        except ConfigError as error:
+            self.found += error.problems
 
     def raise_if_any(self) -> None:
         """Raise one ConfigError with everything found so far."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cass_scale import checkpoint
+from cass_scale import checkpoint, dist
 from cass_scale.average import Average
 from cass_scale.errors import NonFinite
 from cass_scale.run import Run
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from cass_scale.methods.base import Method
 
+REMEDY = (
+    "the last checkpoint is from before. Lower optim.lr, set train.clip=1, or use train.precision=fp32; "
+    "these make it another run, in another run.dir"
+)
 Observe = Callable[[Progress], JSON]  # numbers measured beside training: the collapse monitor, a validation score
 
 
@@ -52,10 +56,9 @@ class Trainee:
     memory: JSON  # what observers remember, e.g. the monitor's baseline
     best: float = -math.inf
 
-    def state(self, at: Progress, meter: JSON) -> dict[str, Any]:
-        """All of it as tensors and plain values, for `weights_only` loading."""
+    def state(self, at: Progress, meter: JSON, rng: list[JSON]) -> dict[str, Any]:
+        """All of it as tensors and plain values, for `weights_only` loading; `rng` of every rank."""
         scaler = self.accelerator.scaler
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return {
             "at": asdict(at),
             "model": self.method.state_dict(),
@@ -63,10 +66,7 @@ class Trainee:
             "scaler": scaler.state_dict() if scaler else {},
             "average": self.average.state_dict() if self.average else {},
             "gradients": self._gradients(),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": cuda,
-            },  # dropout and stochastic depth draw from these
+            "rng": rng,
             "memory": self.memory,
             "best": self.best,
             "meter": meter,
@@ -86,9 +86,8 @@ class Trainee:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        if dist.rank() < len(state["rng"]):  # with more ranks than before, the new ones keep their seed
+            set_random_state(state["rng"][dist.rank()])
         self.memory.update(state["memory"])
         self.best = state["best"]
         return Progress(**state["at"])
@@ -103,12 +102,26 @@ class Trainee:
         """The run's last checkpoint put back, or `start` when there is none."""
         path = run.checkpoints.latest()
         if path is None:
+            if run.metrics.path.exists():
+                run.rewind(-1, None)
             return start
         state = checkpoint.load(path)
         at = self.load(state)
         run.rewind(at.step, state["meter"])
         run.console.say(f"resuming {run.folder} from step {at.step}")
         return at
+
+
+def random_state() -> JSON:
+    """What dropout and stochastic depth of this rank draw from."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+
+
+def set_random_state(state: JSON) -> None:
+    """Put back what `random_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 class Window:
@@ -131,8 +144,7 @@ class Window:
 
     def close(self, at: Progress, batch_size: int, lr: float) -> JSON:
         """The row of this window; the next one starts. Raises NonFinite when the mean loss is not a number."""
-        self.check_finite(at)
-        means = {key: (total / self.steps).item() for key, total in self.sums.items()}
+        means = self.means(at)
         meter = self.run.meter
         meter.settle()
         spent = {name: total - self.booked.get(name, 0.0) for name, total in meter.spans.items()}
@@ -152,14 +164,15 @@ class Window:
         self._open()
         return row
 
-    def check_finite(self, at: Progress) -> None:
-        """Raise NonFinite when a loss since the last row was not a number."""
-        loss = self.sums["loss"].item() if self.sums else 0.0
-        if not math.isfinite(loss):
-            raise NonFinite(
-                f"the loss is {loss} at or just before step {at.step}; the last checkpoint is from before. "
-                "Lower optim.lr, set train.clip=1, or use train.precision=fp32"
-            )
+    def means(self, at: Progress) -> dict[str, float]:
+        """Means since the last row, over steps and ranks. Raises NonFinite on all ranks when the loss is no number."""
+        if not self.sums:
+            return {}
+        totals = torch.stack([total.float() for total in self.sums.values()])
+        found = dict(zip(self.sums, (dist.all_reduce_mean(totals) / self.steps).tolist(), strict=True))
+        if not math.isfinite(found["loss"]):
+            raise NonFinite(f"the loss is {found['loss']} at or just before step {at.step}; {REMEDY}")
+        return found
 
 
 class Ledger:
@@ -178,7 +191,10 @@ class Ledger:
         todo, run = self.todo, self.run
         self.window.add(means)
         run.console.step(at.step)
-        seen = self._look(at) if ending or at.step % todo.observe_every == 0 else {}
+        seen: JSON = {}
+        if ending or at.step % todo.observe_every == 0:
+            self.window.means(at)  # waits for the device: steps still in its queue are not the observer's time
+            seen = self._look(at)
         if seen or ending or at.step == 1 or at.step % todo.log_every == 0:
             run.log(self.window.close(at, todo.batch_size, lr) | seen, self.last)
             self._keep_best(at)
@@ -192,16 +208,24 @@ class Ledger:
             return self.observe(at)
 
     def _save(self, at: Progress) -> None:
-        self.window.check_finite(at)
+        self.window.means(at)
+        self._check_weights(at)
+        rng = dist.of_all_ranks(random_state())
         if self.run.main:
             with self.run.meter.host("checkpoint"):
-                self.run.checkpoints.save(at.step, self.trainee.state(at, self.run.meter.state()))
+                self.run.checkpoints.save(at.step, self.trainee.state(at, self.run.meter.state(), rng))
         self.run.update(steps=at.step, images_seen=at.samples, metrics=self.run.last)
+
+    def _check_weights(self, at: Progress) -> None:
+        """The loss tells of a broken step one step late: never save what no resume could mend."""
+        finite = torch.stack([p.detach().isfinite().all() for p in self.trainee.method.parameters()])
+        if not finite.all():
+            raise NonFinite(f"a weight is not a finite number after step {at.step}; {REMEDY}")
 
     def _keep_best(self, at: Progress) -> None:
         trainee = self.trainee
         score = self.run.last.get(self.todo.best) if self.todo.best else None
-        if score is None or score <= trainee.best:
+        if score is None or not score > trainee.best:  # NaN is never the best
             return
         trainee.best = score
         if self.run.main:

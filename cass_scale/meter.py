@@ -30,8 +30,13 @@ class Meter:
         self.device, self.world = device, world
         self.spans: dict[str, float] = {}
         self.earlier = 0.0  # lifetimes of the processes before this one
+        self._hours = {"total": 0.0, "train": 0.0}  # device-hours of those processes, on as many devices as each had
+        self._trained = 0.0  # their seconds of training, which `spans` holds too
+        self._peak = 0  # bytes
         self._start = time.perf_counter() - (max(0.0, time.time() - born) if born else 0.0)
         self._pending: deque[tuple[str, Any, Any]] = deque()
+        if device.type == "cuda" and torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)  # what an earlier run of this process took is not ours
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -89,33 +94,59 @@ class Meter:
 
     def device_hours(self) -> dict[str, float]:
         """`total` = lifetimes x devices; `train` = data + views + step, times devices."""
-        train = sum(self.spans.get(name, 0.0) for name in TRAIN_SPANS)
-        return {"total": self.elapsed() * self.world / 3600, "train": train * self.world / 3600}
+        own = {"total": self.elapsed() - self.earlier, "train": _trained(self.spans) - self._trained}
+        return {kind: self._hours[kind] + seconds * self.world / 3600 for kind, seconds in own.items()}
 
     def report(self) -> dict[str, Any]:
-        """Spans with what is left over as `other`, device-hours, and peak memory in bytes."""
+        """Spans with what is left over as `other`, device-hours, and peak memory in bytes, over all processes."""
         self.settle()
         other = max(0.0, self.elapsed() - sum(self.spans.values()))
         return {
             "spans": {**self.spans, "other": other},
             "device_hours": self.device_hours(),
-            "peak_memory_bytes": peak_memory(self.device),
+            "peak_memory_bytes": self._highest(),
         }
+
+    def _highest(self) -> int:
+        return max(self._peak, peak_memory(self.device))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         self.settle()
-        return {"spans": dict(self.spans), "elapsed": self.elapsed()}
+        return {
+            "spans": dict(self.spans),
+            "elapsed": self.elapsed(),
+            "device_hours": self.device_hours(),
+            "world": self.world,
+            "peak": self._highest(),
+        }
 
-    def load(self, state: dict[str, Any], lost_until: float) -> None:
+    def load(self, state: dict[str, Any] | None, lost_until: float) -> None:
         """Continue an earlier process; its work from the checkpoint to `lost_until` (s) is billed as `lost`.
 
-        Spans of this process up to here (imports, data) are kept beside the earlier ones.
+        Spans of this process up to here (imports, data) are kept beside the earlier ones. None: it was killed
+        before its first checkpoint, and all is lost.
         """
+        nothing: dict[str, Any] = {
+            "spans": {},
+            "elapsed": 0.0,
+            "device_hours": self._hours,
+            "world": self.world,
+            "peak": 0,
+        }
+        state = nothing | (state or {})
         for name, seconds in state["spans"].items():
             self.add(name, seconds)
         self.earlier = max(state["elapsed"], lost_until)
-        self.add("lost", self.earlier - state["elapsed"])
+        lost = self.earlier - state["elapsed"]
+        self.add("lost", lost)
+        hours = state["device_hours"]
+        self._hours = {"total": hours["total"] + lost * state["world"] / 3600, "train": hours["train"]}
+        self._trained, self._peak = _trained(state["spans"]), state["peak"]
+
+
+def _trained(spans: dict[str, float]) -> float:
+    return sum(spans.get(name, 0.0) for name in TRAIN_SPANS)
 
 
 def _event() -> Any:

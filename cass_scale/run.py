@@ -54,11 +54,18 @@ class Run:
         if new:
             self.update(collapse=self.collapse)
 
-    def rewind(self, step: int, meter_state: Mapping[str, Any]) -> None:
-        """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows dropped."""
+    def rewind(self, step: int, meter_state: JSON | None) -> None:
+        """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows dropped.
+
+        Without a meter's state to the very beginning: an earlier process was killed before its first checkpoint.
+        """
         rows = records.read_metrics(self.metrics.path)
-        self.meter.load(dict(meter_state), lost_until=rows[-1]["seconds"] if rows else 0.0)
-        self.collapse = [entry for entry in self.collapse if entry["step"] <= step]
+        self.meter.load(meter_state, lost_until=rows[-1]["seconds"] if rows else 0.0)
+        self.last = next((row for row in reversed(rows) if row["step"] <= step), {})
+        kept = [entry for entry in self.collapse if entry["step"] <= step]
+        if kept != self.collapse:
+            self.collapse = kept
+            self.update(collapse=kept)
         if self.main:
             with storing(self.metrics.path):
                 self.metrics.truncate(step)

@@ -49,11 +49,13 @@ def make_schedule(kind: str, *, batch_size: int, warmup: float = 0.0, floor: flo
         ConfigError: unknown kind, warmup outside 0..1, or a warmup for `cosine16`, which has none.
     """
     if kind not in KINDS:
-        raise ConfigError(f"schedule {kind}: {', '.join(KINDS)} exist")
+        raise ConfigError(f"schedule.kind={kind}: {', '.join(KINDS)} exist")
     if not 0.0 <= warmup < 1.0:
-        raise ConfigError(f"warmup={warmup}: a fraction of the run, from 0 up to but not including 1, works")
+        raise ConfigError(f"schedule.warmup={warmup}: a fraction of the run, from 0 up to but not including 1, works")
     if kind == "cosine16" and warmup > 0.0:
-        raise ConfigError(f"warmup={warmup} with schedule cosine16: the published schedule has none, 0 works")
+        raise ConfigError(
+            f"schedule.warmup={warmup} contradicts schedule.kind=cosine16, which has none; use kind=cosine, or warmup=0"
+        )
 
     def lr(progress: Progress, base: float) -> float:
         if base <= 0.0:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cass_scale.cli import build, compose_config, config_dir, flatten
+from cass_scale.cli import build, compose_config, config_dir, main
 from cass_scale.errors import ConfigError, Problems
 from cass_scale.types import ViewSpec
 from cass_scale.verbs import settings
+from cass_scale.words import flatten
 
 LEAVES = sorted(p for p in config_dir().rglob("*.yaml") if p.parent != config_dir())
 VERB_OF = {"protocol": "evaluate"}
@@ -100,9 +101,37 @@ def test_a_missing_path_is_named() -> None:
         compose_config("pretrain", ["data=folder"])
 
 
-def test_words_that_are_no_overrides() -> None:
-    with pytest.raises(ConfigError, match="key=value"):
-        compose_config("pretrain", ["train"])
+@pytest.mark.parametrize(
+    ("verb", "word", "expected"),
+    [
+        ("pretrain", "train", "key=value"),
+        ("pretrain", "train=3", "train is a section; set its keys one by one: train.batch_size"),
+        ("pretrain", "~train.clip", "keys cannot be taken out"),
+        ("pretrain", "optim.lr=1,2", "optim.lr=1,2: one value at a time"),
+        ("pretrain", "optim.lr=ü", "not an override"),
+        ("pretrain", "method@x=cass", "method@x"),
+        ("pretrain", "optim.lr=${nope}", "Interpolation key 'nope' not found"),
+        ("pretrain", "data.name=\udcff", "not UTF-8"),
+        ("report", "data.path=x", "unknown key data.path; top-level keys are runs, out"),
+    ],
+)
+def test_words_that_are_no_overrides(verb: str, word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_config(verb, [word])
+    assert expected in str(caught.value)
+
+
+def test_options_may_stand_between_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--quiet", "runs=a", "--dry-run", "out=b"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "runs=a", "--nope"])
+    assert "unrecognized arguments: --nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["doctor", "seconds=abc"], ["report", "runs=null"], ["report", "out="]])
+def test_values_of_the_small_verbs_are_checked(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "is needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -115,6 +144,10 @@ def test_words_that_are_no_overrides() -> None:
         (["arms.image_size=100"], "patches of 16 px; use 96 or 112"),
         (["arms.cnn.optimizer=lion"], "adam, adamw or sgd"),
         (["arms.vit.outputs=10"], "outputs of one width"),
+        (["arms.cnn.outputs=0"], "arms.cnn.outputs=0: a whole number"),
+        (["arms.cnn.mean=3"], "arms.cnn.mean=3: a list of 3 numbers"),
+        (["arms.cnn.args=3"], "arms.cnn.args=3: a section"),
+        (["arms.cnn.model=3"], "arms.cnn.model=3: a name"),
     ],
 )
 def test_arms(words: list[str], expected: str) -> None:

@@ -15,7 +15,7 @@ import cass_scale
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
-    "types errors dist rng",
+    "types errors words dist rng",
     "losses views warp colour encoders schedule precision meter checkpoint records monitor console optim methods.base",
     "methods data average results charts page samples estimate run selftest",
     "ledger train evaluation study checkup",
@@ -31,7 +31,7 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "nvidia": None,
     "deepspeed": None,
 }
-WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "checkup")
+WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
 
 
 class Import(NamedTuple):

@@ -118,12 +118,39 @@ def test_lifetimes_add_over_restarts_and_lost_work_is_billed(clock: Clock) -> No
     assert third.report()["spans"] == pytest.approx({"step": 15, "lost": 6, "prepare": 3, "other": 2})
 
 
+def test_each_process_is_billed_with_the_devices_it_had(clock: Clock) -> None:
+    first = Meter(CPU, world=8)
+    with first("step"):
+        clock.now += 3600.0
+    saved = first.state()
+    second = Meter(CPU, world=1)  # resumed on one device; half an hour of the first was lost
+    second.load(saved, lost_until=5400.0)
+    with second("step"):
+        clock.now += 7200.0
+    assert second.device_hours() == pytest.approx({"total": 8.0 + 4.0 + 2.0, "train": 8.0 + 2.0})
+
+
+def test_a_process_killed_before_its_first_checkpoint_is_billed_as_lost(clock: Clock) -> None:
+    meter = Meter(CPU, world=2)
+    meter.load(None, lost_until=1800.0)
+    clock.now += 1800.0
+    assert meter.spans == {"lost": 1800.0}
+    assert meter.device_hours() == pytest.approx({"total": 2.0, "train": 0.0})
+
+
+def test_peak_memory_is_that_of_all_processes(clock: Clock) -> None:
+    meter = Meter(CPU)
+    meter.load(meter.state() | {"peak": 2**50}, lost_until=0.0)
+    assert meter.report()["peak_memory_bytes"] == 2**50
+
+
 def test_state_is_a_copy_of_plain_values(clock: Clock) -> None:
     meter = Meter(CPU)
     meter.add("step", 1.0)
     state = meter.state()
     meter.add("step", 1.0)
-    assert state == {"spans": {"step": 1.0}, "elapsed": 0.0}
+    assert state["spans"] == {"step": 1.0} and state["elapsed"] == 0.0
+    assert all(isinstance(value, dict | float | int) for value in state.values())
 
 
 def test_peak_memory_is_in_bytes() -> None:

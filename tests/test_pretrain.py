@@ -18,26 +18,7 @@ from cass_scale import checkpoint, evaluate, precision, pretrain, records
 from cass_scale.cli import main
 from cass_scale.errors import Collapsed, ConfigError, DataError, MissingExtra, NonFinite, StorageError
 from cass_scale.verbs import settings
-
-WORDS = (
-    "data.images=21", "data.scale=0.2", "arms.image_size=32", "train.batch_size=4", "train.max_steps=3",
-    "train.log_every=1", "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.images=8",
-    "monitor.every=2",
-)  # fmt: skip
-
-
-def short(run: Path, *words: str) -> dict[str, Any]:
-    chosen = {word.split("=")[0]: word for word in [*WORDS, *words]}
-    if any(word.startswith("data.path=") for word in words):
-        chosen.pop("data.images"), chosen.pop("data.scale")
-    return pretrain(*chosen.values(), f"run.dir={run}", quiet=True)
-
-
-def pictures(folder: Path, number: int) -> Path:
-    folder.mkdir()
-    for i in range(number):
-        Image.effect_noise((40, 40), 40 + i).convert("RGB").save(folder / f"{i}.png")
-    return folder
+from tests.short_runs import WORDS, pictures, short
 
 
 @pytest.fixture(scope="module")
@@ -69,32 +50,13 @@ def test_the_same_command_again_changes_nothing(done: Path) -> None:
     assert short(done, "method=cass_contrast")["status"] == "done"
     after = load_file(done / "export/cnn.safetensors")
     assert all(after[key].equal(before[key]) for key in before)
+    assert records.read(done)["metrics"]["step"] == 3, "nor what the record says of the last step"
 
 
 def test_other_settings_in_the_same_folder_are_refused_and_listed(done: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         short(done, "method=cass_contrast", "optim.lr=0.5", "seed=3")
     assert "optim.lr: 0.0001 -> 0.5" in str(caught.value) and "seed: 0 -> 3" in str(caught.value)
-
-
-def test_max_steps_may_grow(tmp_path: Path) -> None:
-    short(tmp_path / "run", "train.max_steps=1")
-    assert short(tmp_path / "run", "train.max_steps=2")["steps"] == 2
-
-
-def test_changed_images_are_refused_on_resume(tmp_path: Path) -> None:
-    images = pictures(tmp_path / "images", 9)
-    short(tmp_path / "run", f"data.path={images}", "train.max_steps=1")
-    Image.new("RGB", (40, 40), "red").save(images / "0.png")
-    with pytest.raises(ConfigError, match="the images or labels themselves"):
-        short(tmp_path / "run", f"data.path={images}", "train.max_steps=2")
-
-
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ConfigError, match="holds no run"):
-        short(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_null_moves_batchnorm_only(tmp_path: Path) -> None:
@@ -178,6 +140,22 @@ def test_a_loss_that_is_not_a_number_keeps_the_last_checkpoint(tmp_path: Path) -
     assert state["at"]["step"] < 30
 
 
+def test_broken_weights_are_never_saved(tmp_path: Path) -> None:
+    """The last step's loss is still a number; its weights are not."""
+    words = ("optim.lr=1e39", "optim.name=adam", "schedule.kind=constant", "train.save_every=1", "train.max_steps=1")
+    with pytest.raises(NonFinite, match="weight"):
+        short(tmp_path / "run", *words)
+    assert records.read(tmp_path / "run")["status"] == "failed"
+    assert not list((tmp_path / "run").glob("checkpoints/step*"))
+
+
+def test_kept_gradients_contradict_loss_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = precision.Resolved("fp16", torch.float16, use_scaler=True, tf32=False, why="a Turing card")
+    monkeypatch.setattr(precision, "resolve", lambda asked, device: scaled)
+    with pytest.raises(ConfigError, match="clear_gradients=false"):
+        short(tmp_path / "run", "method=cass_official")
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, calls = torch.save, []
 
@@ -215,6 +193,10 @@ def test_dry_run_counts_and_starts_nothing(tmp_path: Path) -> None:
         (["data.path=/nowhere"], 3, "/nowhere"),
         (["train.batch_size=4000"], 3, "4000"),
         (["method=nope"], 2, "no such choice"),
+        (["schedule.warmup=0.1"], 2, "schedule.warmup=0.1 contradicts schedule.kind=cosine16"),
+        (["method.frozen=maybe"], 2, "method.frozen=maybe: true or false"),
+        (["objective=infonce", "objective.temperature=0"], 2, "objective.temperature=0"),
+        (["data.path="], 2, "data.path="),
     ],
 )
 def test_exit_codes(words: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,6 +277,10 @@ def test_finetuning_runs_on_the_same_loop(done: Path) -> None:
     record = evaluate(f"run.dir={done}", *words, quiet=True)
     assert list(record["arms"]) == ["vit"]
     rows = records.read_metrics(done / "evaluate/finetune-run/vit/metrics.jsonl")
+    other = evaluate(f"run.dir={done}", *words, "protocol.lr=1e-5", quiet=True)
+    assert other["arms"] != record["arms"], "other settings start anew, and do not go on from the first ones' end"
+    again = evaluate(f"run.dir={done}", *words, "protocol.lr=1e-5", quiet=True)
+    assert again["arms"] == other["arms"]
     assert "val/macro_f1" in rows[-1] and (done / "evaluate/finetune-run/vit/checkpoints/best.pt").is_file()
 
 

@@ -65,8 +65,8 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     run = make(tmp_path, main=False)
     run.log(row(1), 10)
     run.update(status="done")
-    run.rewind(0, {"spans": {}, "elapsed": 3.0})
     assert run.last == row(1)
+    run.rewind(0, {"spans": {}, "elapsed": 3.0})
     assert run.meter.elapsed() > 3.0
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -84,10 +84,10 @@ def test_updates_carry_the_meter(tmp_path: Path) -> None:
 
 def test_a_collapse_is_noted_once_per_arm_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path)
-    assert not run.note_collapse(1, [])
-    assert run.note_collapse(2, [("cnn", "one output")])
-    assert not run.note_collapse(3, [("cnn", "one output")])
-    assert run.note_collapse(4, [("cnn", "one output"), ("vit", "too")])
+    run.note_collapse(1, [])
+    run.note_collapse(2, [("cnn", "one output")])
+    run.note_collapse(3, [("cnn", "one output")])
+    run.note_collapse(4, [("cnn", "one output"), ("vit", "too")])
     found = [(entry["step"], entry["arm"]) for entry in records.read(tmp_path)["collapse"]]
     assert found == [(2, "cnn"), (4, "vit")]
     assert capsys.readouterr().err == "COLLAPSE at step 2, cnn: one output\nCOLLAPSE at step 4, vit: too\n"
@@ -106,7 +106,10 @@ def test_a_resume_forgets_rows_and_collapses_after_the_checkpoint_and_bills_the_
     assert [entry["arm"] for entry in again.collapse] == ["cnn"]
     assert again.meter.spans == {"step": 30.0, "lost": 20.0}
     assert again.meter.elapsed() == pytest.approx(60.0, abs=5.0)
-    assert again.note_collapse(5, [("vit", "late")])
+    assert again.last == row(4, seconds=40.0), "what the record repeats when nothing is left to do"
+    assert [entry["arm"] for entry in records.read(tmp_path)["collapse"]] == ["cnn"]
+    again.note_collapse(5, [("vit", "late")])
+    assert [entry["arm"] for entry in again.collapse] == ["cnn", "vit"]
 
 
 WRITES: dict[str, Callable[[Run], object]] = {

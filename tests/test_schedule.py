@@ -70,9 +70,9 @@ def test_warmup_starts_at_the_floor_and_reaches_the_base() -> None:
 @pytest.mark.parametrize(
     ("kind", "warmup", "message"),
     [
-        ("linear", 0.0, "schedule linear: constant, cosine, cosine16 exist"),
+        ("linear", 0.0, "schedule.kind=linear: constant, cosine, cosine16 exist"),
         ("cosine", 5.0, r"warmup=5.0: a fraction of the run, from 0 up to but not including 1"),
-        ("cosine16", 0.1, "warmup=0.1 with schedule cosine16: the published schedule has none, 0 works"),
+        ("cosine16", 0.1, "schedule.warmup=0.1 contradicts schedule.kind=cosine16"),
     ],
 )
 def test_bad_schedules_are_refused(kind: str, warmup: float, message: str) -> None:

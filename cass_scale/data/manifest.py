@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,9 +175,7 @@ class replacing:
 
     def __enter__(self) -> Path:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")  # not mkstemp: it is private
         return self.temporary
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -94,11 +95,13 @@ class PlanStream:
                 read = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+                # All but the first: it died while it handed over a batch.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
+                why = str(error) or type(error).__name__
                 raise DataError(
-                    f"a process that reads images died ({error}); try fewer stream.workers, or 0 to see more"
+                    f"a process that reads images died ({why}); try fewer stream.workers, or 0 to see more"
                 ) from error
             if read.error:
                 raise DataError(read.error)
@@ -178,10 +181,14 @@ def _signals_held() -> Iterator[None]:
     A scheduler sends SIGTERM to every process of a job; the main one still has to finish its step and save.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if of_children is not None and threading.current_thread() is threading.main_thread():
+            # torch's handler would raise wherever the process happens to be; `next` finds a dead worker by itself.
+            signal.signal(signal.SIGCHLD, of_children)
 
 
 _open: weakref.WeakSet[PlanStream] = weakref.WeakSet()

@@ -50,9 +50,8 @@ def finetune(
     Adam, one cosine, focal loss with gamma 2 (CASS, section 4.2 and appendix C.6). counts: images per class [C].
     """
     weight = class_weights(counts, weighting).to(accelerator.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(todo.seed)
-        method = Supervised(name, encoder, len(classes), partial(_criterion, classes=len(classes), weight=weight))
+    torch.manual_seed(todo.seed)  # the head's first weights; then dropout and stochastic depth draw from it
+    method = Supervised(name, encoder, len(classes), partial(_criterion, classes=len(classes), weight=weight))
     method.to(accelerator.device)
     optimizer = optim.build(method.param_groups(), name="adam", lr=lr, weight_decay=0.0, momentum=0.0, fused=True)
     rate = make_schedule("cosine", batch_size=todo.batch_size, floor=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from contextlib import closing
@@ -13,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cass_scale import encoders, precision, records
+from cass_scale import dist, encoders, precision, records
 from cass_scale.console import Console
 from cass_scale.data.layouts import holds_shards
 from cass_scale.data.manifest import Manifest
@@ -131,6 +132,8 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     problems = Problems()
     settings.check_values(config, settings.EVALUATE, problems)
     problems.check(config["run"]["dir"] is not None, "run.dir is missing: the folder that `cass-scale pretrain` wrote")
+    one = dist.world() == 1
+    problems.check(one, "evaluate runs in one process: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
     folder = Path(config["run"]["dir"])
     record = records.read(folder)
@@ -254,19 +257,30 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
     counts = chosen.sum(0) if manifest.multilabel else torch.bincount(chosen, minlength=len(manifest.classes))
     for name, encoder in arms.items():
         here = folder / name
-        if not (here / records.RUN).exists():
-            records.create(here, {"verb": "finetune", "arm": name, "settings": protocol})
+        begin_or_continue(here, {
+            "verb": "finetune", "arm": name, "settings": protocol, "seed": job.config["seed"],
+            "precision": place.precision.name, "data": manifest.fingerprint(), "encoder": encoders.digest(encoder),
+        })  # fmt: skip
         run = Run(here, Meter(place.device, place.world), job.console)
         probability = finetune(
             name, encoder, streams, manifest.classes, counts, views, place.accelerator, todo, run,
             lr=protocol["lr"], weighting=protocol["weighting"],
         )  # fmt: skip
         run.update(status="done", finished=records.now())
+        place.accelerator.free_memory()  # it holds on to every model that it has prepared
         truth = labels[rows["test"]].numpy()
         found[name] = scores(truth, probability, classes=manifest.classes, multilabel=manifest.multilabel)
     for stream in streams.values():
         stream.close()
     return found
+
+
+def begin_or_continue(folder: Path, about: JSON) -> None:
+    """Keep what a killed fine-tuning of exactly this left, to go on from there; anything else was another one's."""
+    old = records.read(folder) if (folder / records.RUN).exists() else {}
+    if old | about != old:
+        shutil.rmtree(folder, ignore_errors=True)
+        records.create(folder, about)
 
 
 def carve(manifest: Manifest, ids: Tensor, seed: int) -> Rows:

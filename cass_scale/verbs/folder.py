@@ -16,8 +16,13 @@ from cass_scale.run import Run, differences, lock
 from cass_scale.types import JSON, Call
 from cass_scale.verbs.wire import PACKAGES, Place, without
 
-# What may differ between a run and its resumption: nothing here changes a weight.
-FREE = ("run", "stream", "train.max_steps", "train.log_every", "train.save_every", "train.keep", "train.trackers")
+# What may differ between a run and its resumption: nothing here changes a weight. The precision is compared as it
+# was resolved, since `auto` means another one on another device.
+FREE = (
+    "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
+    "train.trackers",
+)  # fmt: skip
+MANIFEST = "manifest.csv"
 
 
 @contextmanager
@@ -29,8 +34,7 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
     if not place.accelerator.is_main_process:
         yield False
         return
-    fresh = not (folder / records.RUN).exists()
-    if fresh and folder.is_dir() and any(p.name != ".lock" for p in folder.iterdir()):
+    if folder.is_dir() and not (folder / records.RUN).exists() and not all(map(_of_begin, folder.iterdir())):
         raise ConfigError(f"run.dir={folder} exists and holds no run; choose a new folder, or empty this one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,16 +44,26 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
             f"run.dir={folder} cannot be written: {error.strerror}; choose a folder you may write to"
         ) from error
     with held:
+        fresh = not (folder / records.RUN).exists()
         if not fresh:
-            compare(folder, config, manifest)
+            compare(folder, config, manifest, place)
         yield fresh
 
 
-def compare(folder: Path, config: JSON, manifest: Manifest) -> None:
+def _of_begin(path: Path) -> bool:
+    """Whether a process that was killed in `begin`, before it had a run.json, may have left this file."""
+    written = (records.CONFIG, records.ENV, MANIFEST)
+    temporary = tuple(f".{name}." for name in (*written, records.RUN))
+    return path.name in (".lock", *written) or path.name.startswith(temporary)
+
+
+def compare(folder: Path, config: JSON, manifest: Manifest, place: Place) -> None:
     """Raise ConfigError when the run in `folder` was made from another configuration or other data."""
-    old = yaml.safe_load((folder / records.CONFIG).read_text())
-    changed = [line for line in differences(old, config) if not line.split(":")[0].startswith(FREE)]
-    was = records.read(folder)["data"]["fingerprint"]
+    old, record = yaml.safe_load((folder / records.CONFIG).read_text()), records.read(folder)
+    changed = [line for line in differences(old, config) if not _free(line.split(":")[0])]
+    if record["precision"] != place.precision.name:
+        changed.append(f"train.precision: {record['precision']} -> {place.precision.name} on this device")
+    was = record["data"]["fingerprint"]
     if was != manifest.fingerprint():
         changed.append(f"the images or labels themselves: fingerprint {was} -> {manifest.fingerprint()}")
     if changed:
@@ -57,6 +71,36 @@ def compare(folder: Path, config: JSON, manifest: Manifest) -> None:
         raise ConfigError(
             f"run.dir={folder} holds another run ({lines}): give the same settings to continue it, or another run.dir"
         )
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def proceed(folder: Path, config: JSON, steps_per_epoch: int, place: Place, call: Call) -> None:
+    """Bring the record of a run that continues up to date: its goal, and under `resumed` what is not as it was."""
+    record = records.read(folder)
+    new = {key: value for key, value in circumstances(place).items() if record.get(key) != value}
+    resumed = [*record.get("resumed", []), {"time": records.now(), **new}] if new else record.get("resumed", [])
+    steps = total_steps(config, steps_per_epoch)
+    records.update(folder, command=call.command, total_steps=steps, resumed=resumed)
+    records.atomic_write_text(folder / records.CONFIG, yaml.safe_dump(config, sort_keys=False))
+
+
+def circumstances(place: Place) -> JSON:
+    """What a run was made with beside its configuration, and may change when it is resumed elsewhere."""
+    return {
+        "world_size": place.world,
+        "git": records.git_state(),
+        "versions": records.versions(PACKAGES),
+        "device": place.record(),
+    }
+
+
+def total_steps(config: JSON, steps_per_epoch: int) -> int:
+    """Optimizer steps at which the run ends."""
+    steps = int(config["train"]["epochs"] * steps_per_epoch)
+    return min(steps, config["train"]["max_steps"] or steps)
 
 
 def begin(
@@ -71,8 +115,7 @@ def begin(
     """Write what is known before the first step: config.yaml, env.json, manifest.csv, and run.json last."""
     records.atomic_write_text(folder / records.CONFIG, yaml.safe_dump(config, sort_keys=False))
     records.write_json(folder / records.ENV, records.env())
-    manifest.write(folder / "manifest.csv")
-    steps = config["train"]["epochs"] * steps_per_epoch
+    manifest.write(folder / MANIFEST)
     records.create(
         folder,
         {
@@ -83,20 +126,17 @@ def begin(
             "arms": {name: {"model": spec.model, "weights": spec.weights} for name, spec in specs.items()},
             "data": data_record(manifest, config),
             "seed": config["seed"],
-            "world_size": place.world,
             "precision": place.precision.name,
             "batch_size": config["train"]["batch_size"],
             "epochs": config["train"]["epochs"],
             "steps": 0,
-            "total_steps": min(steps, config["train"]["max_steps"] or steps),
+            "total_steps": total_steps(config, steps_per_epoch),
             "image_size": config["arms"]["image_size"],
-            "git": records.git_state(),
             "config_hash": records.config_hash(without(config, "run")),
-            "versions": records.versions(PACKAGES),
-            "device": place.record(),
             "images_seen": 0,
             "metrics": {},
-        },
+        }
+        | circumstances(place),
     )
 
 

@@ -19,7 +19,7 @@ from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
-from cass_scale.errors import Collapsed, MissingExtra, Problems
+from cass_scale.errors import Collapsed, ConfigError, MissingExtra, Problems
 from cass_scale.estimate import estimate
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
@@ -31,7 +31,7 @@ from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
 from cass_scale.verbs import settings, wire
-from cass_scale.verbs.folder import begin, claim, outcome
+from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
 from cass_scale.views import problems as view_problems
@@ -42,8 +42,14 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     specs = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
+    if resolved.use_scaler and not config["train"]["clear_gradients"]:
+        raise ConfigError(
+            "train.clear_gradients=false (method=cass_official) contradicts fp16: loss scaling would rescale the "
+            "gradients of earlier steps again and again; set train.precision=fp32"
+        )
     folder = Path(config["run"]["dir"] or default_dir(config))
     place = wire.open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
+    folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
     meter = Meter(place.device, place.world, call.born)
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
@@ -61,14 +67,14 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
+        elif place.accelerator.is_main_process:
+            proceed(folder, config, stream.steps_per_epoch, place, call)
         place.accelerator.wait_for_everyone()
         the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
         sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
         console.say("\n".join((*manifest.notes, f"{sizes}, {resolved.why}; {folder}")))
-        if train_keys["trackers"]:
-            about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
-            wire.start_trackers(place, the_run, about)
-        with outcome(the_run), closing(stream):
+        about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
+        with outcome(the_run), closing(stream), wire.tracking(place, the_run, about):
             work(config, build, method, stream, manifest, place, the_run)
     return records.read(folder)
 
@@ -126,6 +132,8 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
         problems.found += view_problems(build(config["views"]))
+        with problems.collecting():
+            make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
     problems.check(
         folder is None or settings.writable(Path(folder)),

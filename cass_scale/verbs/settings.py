@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -26,7 +27,11 @@ def _whole(low: int) -> Rule:
 
 def _number(low: float, high: float = float("inf")) -> Rule:
     text = f"a number from {low:g} to {high:g}" if high < float("inf") else f"a number of at least {low:g}"
-    return (lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high, text)
+    return (lambda v: _is_number(v) and low <= v <= high, text)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _choice(*choices: str) -> Rule:
@@ -42,16 +47,19 @@ def _auto_or(rule: Rule) -> Rule:
 
 
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
+TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
+POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
 DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
+    "run.dir": _or_null(TEXT),
     "train.batch_size": _whole(2),
     "train.epochs": _whole(1),
     "train.max_steps": _or_null(_whole(1)),
     "train.accumulate": _whole(1),
-    "train.clip": _or_null(_number(0)),
+    "train.clip": _or_null(POSITIVE),
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
     "train.precision": PRECISION,
@@ -77,6 +85,8 @@ PRETRAIN: dict[str, Rule] = {
     "swa.start": _number(0, 1),
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
+    "data.path": TEXT,
+    "data.name": _or_null(TEXT),
     "data.noise": BOOL,
     "data.images": _whole(14),
     "data.scale": _number(0.05, 4),
@@ -85,18 +95,30 @@ PRETRAIN: dict[str, Rule] = {
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
+    "views.crops": (lambda v: isinstance(v, list), "a list of crops"),
     "views.per_arm": _choice("shared", "own"),
     "method.projection": _whole(0),
     "method.projection_hidden": _whole(1),
+    "method.noise_rule": BOOL,
+    "method.frozen": BOOL,
+    "objective.temperature": POSITIVE,
+    "objective.epsilon": POSITIVE,
+    "objective.iterations": _whole(1),
+    "objective.offdiagonal": _number(0),
+    "objective.invariance": _number(0),
+    "objective.variance": _number(0),
+    "objective.covariance": _number(0),
 }
 EVALUATE: dict[str, Rule] = {
+    "run.dir": _or_null(TEXT),
+    "data.path": _or_null(TEXT),
     "weights": _choice("run", "initial", "random"),
     "seed": _whole(0),
     "batch_size": _whole(1),
     "device": DEVICE,
     "precision": PRECISION,
     "protocol.k": _whole(1),
-    "protocol.temperature": _number(0),
+    "protocol.temperature": POSITIVE,
     "protocol.epochs": _whole(1),
     "protocol.batch_size": _whole(2),
     "protocol.lr": _number(0),
@@ -145,7 +167,7 @@ def arm_specs(config: JSON) -> dict[str, ArmSpec]:
     for name, node in config["arms"].items():
         if not isinstance(node, dict):
             continue
-        values: JSON = {k: tuple(v) if k in ("mean", "std") and v else v for k, v in node.items()}
+        values: JSON = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items()}
         spec = ArmSpec(**values)
         if config["normalise"] == "imagenet":
             spec = replace(spec, mean=spec.mean or IMAGENET_MEAN, std=spec.std or IMAGENET_STD)
@@ -156,13 +178,29 @@ def arm_specs(config: JSON) -> dict[str, ArmSpec]:
 def check_arms(specs: dict[str, ArmSpec], image_size: Any, problems: Problems) -> None:
     """Note what is wrong with the arms, without building them."""
     for name, spec in specs.items():
-        if isinstance(image_size, int):
+        wrong = _wrong_types(name, spec)
+        problems.found += wrong
+        if not wrong and isinstance(image_size, int):
             problems.found += encoders.check(name, spec, image_size, encoders.weights_dir())
         known = spec.optimizer in (None, "adam", "adamw", "sgd")
         problems.check(known, f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed")
     problems.check(len(specs) == 2, f"arms: {len(specs)} arms ({', '.join(specs)}); CASS compares exactly two")
-    widths = {spec.outputs for spec in specs.values()}
-    problems.check(len(widths) == 1, f"arms.*.outputs: {sorted(widths)}; the objective compares outputs of one width")
+    widths = {str(spec.outputs) for spec in specs.values()}
+    problems.check(
+        len(widths) <= 1, f"arms.*.outputs: {', '.join(sorted(widths))}; the objective compares outputs of one width"
+    )
+
+
+def _wrong_types(name: str, spec: ArmSpec) -> list[str]:
+    three: Rule = (lambda v: isinstance(v, tuple) and len(v) == 3 and all(map(_is_number, v)), "a list of 3 numbers")
+    args: Rule = (lambda v: isinstance(v, dict), "a section, as in arms.ARM.args.drop_path_rate=0.1,")
+    rules: dict[str, Rule] = {
+        "model": TEXT, "weights": TEXT, "outputs": _whole(1),
+        "mean": _or_null(three), "std": _or_null(three), "args": args,
+    }  # fmt: skip
+    problems = Problems()
+    check_values({"arms": {name: vars(spec)}}, {f"arms.{name}.{key}": rule for key, rule in rules.items()}, problems)
+    return problems.found
 
 
 def writable(folder: Path) -> bool:

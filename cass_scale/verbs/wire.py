@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from cass_scale import encoders, optim, precision
@@ -45,6 +47,12 @@ class Place:
     def world(self) -> int:
         """Number of ranks."""
         return int(self.accelerator.num_processes)
+
+    def agreed(self, value: str) -> str:
+        """The main rank's value, on every rank."""
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def record(self) -> JSON:
         """For run.json."""
@@ -92,6 +100,7 @@ def open_place(device: torch.device, resolved: precision.Resolved, *, project: P
         project_dir=str(project),
         step_scheduler_with_optimizer=False,
     )
+    accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
     return Place(accelerator.device, resolved, accelerator)
 
 
@@ -103,7 +112,8 @@ def workers(asked: int | str) -> int:
     return max(0, min(8, cores - 1))
 
 
-def start_trackers(place: Place, run: Run, about: JSON) -> None:
+@contextmanager
+def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
     """Send every metrics row also to the trackers that `place` was opened with; `about` is shown as their settings."""
     place.accelerator.init_trackers("cass_scale", config=about)
 
@@ -111,6 +121,11 @@ def start_trackers(place: Place, run: Run, about: JSON) -> None:
         place.accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
 
     run.track = track
+    try:
+        yield
+    finally:
+        for tracker in place.accelerator.trackers:
+            tracker.finish()  # else the next run of this process would write into the same one
 
 
 def open_stream(

@@ -1,0 +1,68 @@
+"""Overrides as text: Python values written as hydra reads them, and paths that need no quotes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+PATH_KEYS = re.compile(
+    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|arms\.\w+\.weights))=(.*)", re.DOTALL
+)
+PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes
+
+
+def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """{"train": {"epochs": 2}} -> ["train.epochs=2"]."""
+    words: list[str] = []
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            words += flatten(value, f"{prefix}{key}.")
+        else:
+            words.append(f"{prefix}{key}={_text(value)}")
+    return words
+
+
+def _text(value: Any) -> str:
+    """A value as hydra's grammar has it; numbers and arrays of numpy and torch count as Python's own."""
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        return text if PLAIN.fullmatch(text) else quoted(text)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_text, value)) + "]"
+    if hasattr(value, "tolist"):
+        return _text(value.tolist())
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def quoted(text: str) -> str:
+    """`text` in single quotes, with what hydra would take for the end of it escaped."""
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def literal_path(word: str) -> str:
+    """`word` with its value quoted where the key takes a path or a name: there `=`, `,`, `{` or 2024 are mere letters.
+
+    A leading ~ is the home folder: no shell expands it behind `key=`. `null`, an empty value and what is quoted
+    already stay as they are.
+    """
+    found = PATH_KEYS.fullmatch(word)
+    if found is None:
+        return word
+    key, value = found.groups()
+    if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return word
+    text = os.path.expanduser(value)
+    return f"{key}={text if PLAIN.fullmatch(text) and not _is_number_or_bool(text) else quoted(text)}"
+
+
+def _is_number_or_bool(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "null")
+    return True
