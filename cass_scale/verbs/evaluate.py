@@ -54,7 +54,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
     place = open_place(device, resolved, project=folder, trackers=[])
     arms = load_arms(config, folder, trained)
-    name = f"{job.protocol['name']}-{config['weights']}" + (f"-{manifest.name}" if other_data(config) else "")
+    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other_data(config) else [])])
+    name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
     (folder / "evaluate").mkdir(exist_ok=True)
     with lock(folder), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -138,6 +139,8 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     folder = Path(config["run"]["dir"])
     record = records.read(folder)
     trained: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
+    if trained["data"].get("path"):
+        trained["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
     if config["weights"] == "run" and record["status"] != "done":
         raise ConfigError(
             f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
