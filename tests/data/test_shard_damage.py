@@ -19,7 +19,7 @@ from cass_scale.data.shards import shards
 from cass_scale.errors import DataError
 from tests.data.tars import grouped, open_stream, sharded
 
-CASES = 200
+CASES = 1000
 
 
 @pytest.fixture(scope="module")
