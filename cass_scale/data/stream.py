@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -94,8 +95,8 @@ class PlanStream:
                 read = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, EOFError, OSError) as error:  # the last two: it died while handing over a batch
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
                     f"a process that reads images died ({error}); try fewer stream.workers, or 0 to see more"
@@ -176,12 +177,17 @@ def _signals_held() -> Iterator[None]:
     """Workers started inside never see SIGINT or SIGTERM, from their first instruction on.
 
     A scheduler sends SIGTERM to every process of a job; the main one still has to finish its step and save.
+    Nor does torch keep its handler of SIGCHLD: it raises wherever the main process just is, in the middle of a
+    step or of a save. A worker's death is met when its batch is waited for, some seconds later.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if of_children is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, of_children)
 
 
 _open: weakref.WeakSet[PlanStream] = weakref.WeakSet()

@@ -125,7 +125,7 @@ def test_a_killed_worker_is_a_data_error(manifest: Manifest) -> None:
     next(batches)
     (child,) = multiprocessing.active_children()
     os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a process that reads images died .* fewer data.workers"):
+    with pytest.raises(DataError, match=r"a process that reads images died .* fewer stream.workers"):
         list(batches)
     stream.close()
 
