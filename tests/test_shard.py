@@ -22,7 +22,6 @@ from cass_scale.data.plan import Plan
 from cass_scale.data.shards import shards
 from cass_scale.data.sources import folder
 from cass_scale.errors import ConfigError
-from cass_scale.run import lock
 from cass_scale.verbs import shard as verb
 from tests.data.images import fill, labels_csv
 from tests.data.tars import STREAMS, grouped, open_stream
@@ -97,11 +96,10 @@ def test_shards_are_recognised_and_need_their_stream(made: Path, images: Path) -
         compose_config("pretrain", [f"data.path={made}", "stream=folder"])
 
 
-def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grouped(tmp_path / "images", 120, side=200)
     words = ("size=64", "samples_per_shard=10", "workers=1")
-    whole = start(tmp_path / "images", tmp_path / "whole", *words)
-    assert whole.wait(timeout=120) == 0
+    shard(f"source={tmp_path / 'images'}", f"out={tmp_path / 'whole'}", *words, quiet=True)
     out, kept = tmp_path / "broken", {}
     for wanted in (2, 7):
         process = start(tmp_path / "images", out, *words)
@@ -115,9 +113,8 @@ def test_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
         assert len(finished) >= wanted and all(finished[p] == t for p, t in kept.items())
         kept = finished
     assert main(["pretrain", *RUN, f"data.path={out}", f"run.dir={tmp_path / 'run'}"]) == 3
-    last = start(tmp_path / "images", out, *words)
-    _, said = last.communicate(timeout=120)
-    assert last.returncode == 0 and f"12 shards, {len(kept)} of them made before" in said
+    assert main(["shard", f"source={tmp_path / 'images'}", f"out={out}", *words]) == 0
+    assert f"12 shards, {len(kept)} of them made before" in capsys.readouterr().err
     assert contents(out) == contents(tmp_path / "whole")
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "a finished shard was made again"
 
@@ -137,7 +134,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "finished shards are kept: mend that, then run the same command again" in said and "Traceback" not in said
     assert sorted(contents(out)) == ["shard-000000.index", "shard-000000.tar", "shards.json"]
     assert not list(out.glob(".shard-*"))
-    assert start(tmp_path / "images", out, *words).wait(timeout=60) == 0
+    assert shard(f"source={tmp_path / 'images'}", f"out={out}", *words, quiet=True)["made"] == 1
     assert len(shards(out)) == 8
 
 
@@ -218,12 +215,16 @@ def test_rate_and_time_left_without_a_terminal(monkeypatch: pytest.MonkeyPatch) 
     assert said[0].startswith("image 1/4  0.5 images/s  6 s left")
 
 
-def test_two_conversions_into_one_folder(images: Path, made: Path) -> None:
+def test_two_conversions_into_one_folder(images: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = f"""
-import sys
-from cass_scale.cli import main
-sys.exit(main(["shard", "source={images}", "out={made}", "size=null", "samples_per_shard=7"]))
+import fcntl, sys
+handle = open({str(made / ".lock")!r}, "w")
+fcntl.lockf(handle, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
 """
-    with lock(made, "out"):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 2 and "is in use by another process; wait for it or choose another out" in done.stderr
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert main(["shard", f"source={images}", f"out={made}", "size=null", "samples_per_shard=7"]) == 2
+        other.communicate()
+    assert "is in use by another process; wait for it or choose another out" in capsys.readouterr().err

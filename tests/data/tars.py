@@ -21,9 +21,9 @@ STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream}
 AS_IT_IS = Recipe(None)
 
 
-def grouped(folder: Path, number: int, side: int = 20) -> Manifest:
-    """PNG images of three groups and two classes, all for training."""
-    keys = [f"{i:02d}.png" for i in range(number)]
+def grouped(folder: Path, number: int, side: int = 20, kind: str = "png") -> Manifest:
+    """Lossless images of three groups and two classes, all for training."""
+    keys = [f"{i:02d}.{kind}" for i in range(number)]
     fill(folder, *keys, side=side)
     rows = [(k, "ab"[i % 2], "train", f"p{i // 10}" if i else "") for i, k in enumerate(keys)]
     return sources.folder(labels_csv(folder, "path,label,split,group_id", *rows))
