@@ -29,7 +29,7 @@ def write_record(out: Path | None, question: str, table: str, raw: Any, options:
         "table": table,
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "options": {key: value for key, value in options.items() if key != "out"},
-        "git": records.git_state(Path(__file__).parent),
+        "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "machine": machine(),
         "env": records.env(),
