@@ -1,7 +1,7 @@
 """Collapse monitor: does a network still give different images different outputs?
 
-FINDINGS 6 decides what is read: standard deviation and between-image cosine of the outputs, RankMe of
-uncentred features, the loss on true against shuffled pairs. Not centred effective rank (it stays high on
+What is read was chosen on collapsed and healthy runs: standard deviation and between-image cosine of the outputs,
+RankMe of uncentred features, the loss on true against shuffled pairs. Not centred effective rank (it stays high on
 residual noise); CKA between the arms is written down but never judged (it rises while both collapse).
 """
 

@@ -33,7 +33,7 @@ def triangle_cosine(step: float, *, t_max: int = 16, end: float = 0.0) -> float:
     """From 1 at step 0 to `end` at step `t_max` and back: a cosine of period 2 t_max that never anneals.
 
     This is CosineAnnealingLR(T_max=16) stepped per iteration and past its end, as the CASS notebook does
-    (FACTS A4; the paper's "maximum of 16 iterations" is literal). Its mean is half way.
+    (the paper's "maximum of 16 iterations" is literal). Its mean is half way.
     """
     return end + (1.0 - end) * 0.5 * (1.0 + math.cos(math.pi * step / t_max))
 

@@ -29,7 +29,7 @@ STEPS = 400
 
 
 def rows(method: str, steps: int = STEPS) -> list[dict[str, Any]]:
-    """Curves of the shape that FINDINGS 1 and 2 describe."""
+    """Curves of the shape that collapsed, healthy and null runs have."""
     out = []
     for step in range(10, steps + 1, 10):
         t = step / STEPS

@@ -1,4 +1,4 @@
-"""The monitor measures without disturbing, and its verdicts fit the runs of FINDINGS (tables 1 and 2)."""
+"""The monitor measures without disturbing, and its verdicts fit runs of real encoders that were looked at by hand."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_first_row_is_the_baseline_and_a_resumed_run_can_set_it(probe: Tensor) -
 
 # (between-image cosine CNN, ViT, loss on true pairs, on shuffled pairs)
 Numbers = tuple[float, float, float, float]
-RANDOM: Numbers = (0.741, 0.991, 1.98, 1.98)  # FINDINGS table 1, null
+RANDOM: Numbers = (0.741, 0.991, 1.98, 1.98)  # the null control on brain MRI, random weights
 PRETRAINED: Numbers = (0.60, 0.40, 1.93, 1.95)  # table 2, initial weights; its cosines are not recorded
 
 

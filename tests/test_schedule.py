@@ -35,7 +35,7 @@ def test_cosine16_equals_torch_stepped_past_its_end() -> None:
 
 @pytest.mark.parametrize(("step", "lr"), [(297, 1.21334e-4), (594, 1.238e-5)])
 def test_cosine16_gives_the_rates_the_authors_logged(step: int, lr: float) -> None:
-    """Fine-tuning, base 3e-4, batch 16, 297 steps per epoch (FACTS A4)."""
+    """Fine-tuning, base 3e-4, batch 16, 297 steps per epoch: the rates that the notebook logged."""
     assert make_schedule("cosine16", batch_size=16)(at(step * 16), 3e-4) == pytest.approx(lr, rel=3e-4)
 
 

@@ -1,4 +1,4 @@
-"""Scores of predicted probabilities, computed once on all of a split (FACTS D15: no running averages)."""
+"""Scores of predicted probabilities, computed once on all of a split (no running averages)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def noise_rule(x: Tensor, y: Tensor, *, seed: int, step: int) -> tuple[Tensor, T
     square of that angle: 1e-12 for outputs of order one, while float32 resolves 2 - 2 cos to 2.4e-7. So the
     loss it should make "non-zero" stays what it was. And collapsed arms agree in direction, not bit for bit.
 
-    CASS, arXiv 2301.12025, algorithm 1; absent from the authors' code (FACTS A0).
+    CASS, arXiv 2301.12025, algorithm 1; absent from the authors' code.
     """
     ids = torch.arange(len(x), device=x.device)
     noise = [rng.normal(seed, step, ids, rng.NOISE + arm, x.shape[1]) for arm in (1, 2)]

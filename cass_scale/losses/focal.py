@@ -22,7 +22,7 @@ def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, weight: Tensor
     minus it; g: `gamma`; w: `weight` [C] on the columns. There is no alpha: alpha=1 in the balanced form of
     torchvision and MONAI would zero every negative term.
 
-    Lin et al. 2017, arXiv 1708.02002, equation 4, as the CASS notebook uses it (FACTS A5).
+    Lin et al. 2017, arXiv 1708.02002, equation 4, as the authors' notebook uses it.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     miss = -torch.expm1(-entropy)  # 1 - p_t without cancellation
@@ -34,7 +34,7 @@ def class_weights(counts: Tensor, how: Weighting = "none") -> Tensor:
     """Weight of each class from its number of training images: [C] -> float32 [C].
 
     none: ones. inverse: N / (C count), scikit-learn's "balanced"; an absent class counts as 1. official:
-    min-max of the counts to [0.2, 1], so the commonest class weighs most (the notebook's, FACTS A0 point 8).
+    min-max of the counts to [0.2, 1], so the commonest class weighs most (the notebook's EDA.ipynb).
 
     Raises:
         ConfigError: unknown `how`.

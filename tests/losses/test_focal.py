@@ -39,7 +39,7 @@ def test_extreme_logits_give_finite_gradients() -> None:
 
 
 def test_official_weights_of_the_brain_mri_set() -> None:
-    """The vector in the authors' notebook (FACTS A5), for their counts: the commonest class weighs most."""
+    """The vector in the authors' notebook, for their counts: the commonest class weighs most."""
     weights = class_weights(torch.tensor([1321, 1457, 1595, 1339]), "official")
     torch.testing.assert_close(weights, torch.tensor([0.2, 0.597, 1.0, 0.253]), rtol=0, atol=5e-4)
     assert torch.equal(class_weights(torch.tensor([7, 7]), "official"), torch.ones(2))
