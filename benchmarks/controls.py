@@ -49,7 +49,8 @@ def measure(method: str, seed: int, options: argparse.Namespace) -> Scores:
             name = method if weights == "run" else weights
             rows.append({"row": name, "seed": seed, **{k: record[k] for k in ("protocol", "arms", "n_test", "split")}})
     pretrained = records.read(run)
-    rows[0]["run"] = {k: pretrained[k] for k in ("device_hours", "collapse", "data", "precision", "images_seen")}
+    rows[0]["run"] = {k: pretrained[k] for k in ("device_hours", "collapse", "precision", "images_seen", "batch_size")}
+    rows[0]["run"]["data"] = {k: pretrained["data"][k] for k in ("name", "fingerprint", "synthetic")}
     print(f"{method}, seed {seed}: {'collapsed' if pretrained['collapse'] else 'no collapse'}", flush=True)
     return rows
 
