@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cass_scale import records
+from cass_scale.machine import cores as usable
 from cass_scale.verbs.wire import cpu_name
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def machine() -> str:
     """Processor or GPU and number of cores, in words."""
     import torch
 
-    cores = f"{len(os.sched_getaffinity(0))} cores"
+    cores = f"{usable()} cores"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {cores}"
     return f"{cpu_name()}, {cores}"

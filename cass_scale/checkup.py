@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from packaging.requirements import Requirement
 
+from cass_scale.machine import cores as cores_by_affinity
+
 if TYPE_CHECKING:
     import torch
 
@@ -188,7 +190,7 @@ def cores() -> Check:
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores by affinity, at most what the cgroup's quota (`max` or microseconds, then the period) allows."""
-    affine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affine = cores_by_affinity()
     limit = quota.read_text().split() if quota.is_file() else ["max"]
     return affine if limit[0] == "max" else max(1, min(affine, int(limit[0]) // int(limit[1])))
 

@@ -21,6 +21,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from cass_scale.errors import ConfigError, DataError, StorageError
+from cass_scale.machine import cache_folder
 from cass_scale.records import atomic_write_bytes
 
 RGB = tuple[float, ...]
@@ -163,8 +164,7 @@ def _patch_size(model: str) -> int:
 
 def weights_dir() -> Path:
     """Where weights by file name or tag are looked for: CASS_SCALE_WEIGHTS, else the cache folder."""
-    cache = os.environ.get("CASS_SCALE_CACHE", "~/.cache/cass_scale")
-    return Path(os.environ.get("CASS_SCALE_WEIGHTS", f"{cache}/weights")).expanduser()
+    return Path(os.environ.get("CASS_SCALE_WEIGHTS") or cache_folder() / "weights").expanduser()
 
 
 def find_file(weights: str, folder: Path) -> Path | None:

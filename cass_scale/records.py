@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.machine import cores
 from cass_scale.types import JSON
 
 SCHEMA = 1
@@ -141,7 +142,7 @@ def env() -> JSON:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": _memory(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if _may_record(k)},
     }

@@ -16,17 +16,10 @@ from torchvision.transforms import RandomResizedCrop
 from cass_scale.colour import mean_luma
 from cass_scale.types import Crop, Jitter, Stage, ViewSpec
 from cass_scale.views import apply_crop, make_views, problems, sample_crop
-from tests.reference.views import noise, smooth
+from tests.reference.views import OFFICIAL, J, noise, smooth
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "views"
 LEAVES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-J = Jitter(0.2, 0.2, 0.2)
-OFFICIAL = Crop(
-    48,
-    stages=(Stage(0.3, J, perspective=0.2, perspective_p=0.5), Stage(0.3, J, degrees=10)),
-    vflip=0.3,
-    hflip=0.3,
-)
 
 
 def leaf(name: str, size: int = 48, **changes: object) -> ViewSpec:

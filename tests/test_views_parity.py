@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from cass_scale import views
 from cass_scale.colour import mean_luma, to_unit
-from cass_scale.types import Crop, Jitter, Stage, ViewSpec
+from cass_scale.types import Crop, Stage, ViewSpec
 from cass_scale.views import CropParams, apply_crop, make_views, sample_crop
 from cass_scale.warp import (
     crop_map,
@@ -25,15 +25,8 @@ from cass_scale.warp import (
     sampling_grid,
 )
 from tests.reference import views as slow
-from tests.reference.views import noise, smooth
+from tests.reference.views import OFFICIAL, noise, smooth
 
-J = Jitter(0.2, 0.2, 0.2)
-OFFICIAL = Crop(
-    48,
-    stages=(Stage(0.3, J, perspective=0.2, perspective_p=0.5), Stage(0.3, J, degrees=10)),
-    vflip=0.3,
-    hflip=0.3,
-)
 BILINEAR = InterpolationMode.BILINEAR
 
 

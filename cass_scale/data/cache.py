@@ -1,19 +1,13 @@
-"""The cache folder: manifests of folders already scanned, and the embedded sets."""
+"""Folders that are made once: the embedded sets, and what was learnt of a set on first use."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from cass_scale.errors import DataError
-
-
-def cache_folder() -> Path:
-    """CASS_SCALE_CACHE, or ~/.cache/cass_scale. Not created here."""
-    return Path(os.environ.get("CASS_SCALE_CACHE") or Path.home() / ".cache" / "cass_scale").absolute()
 
 
 def make_once(path: Path, fill: Callable[[Path], None]) -> Path:

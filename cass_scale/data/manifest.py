@@ -180,7 +180,7 @@ class replacing:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.temporary.chmod(0o644)  # mkstemp makes it private
+            self.temporary.chmod(0o644)  # others may read it, whatever the umask
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cass_scale.data.cache import cache_folder, make_once
+from cass_scale.data.cache import make_once
 from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.manifest import Manifest
@@ -19,6 +19,7 @@ from cass_scale.data.sources import DEFAULT_SPLIT, assemble
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
 
 MANIFEST = "manifest.csv"

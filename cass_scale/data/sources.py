@@ -13,13 +13,14 @@ from pathlib import Path
 
 from cass_scale.data import digits as digits_set
 from cass_scale.data import phantom as phantom_set
-from cass_scale.data.cache import cache_folder, make_once
+from cass_scale.data.cache import make_once
 from cass_scale.data.layouts import Files, Labels, Listing, read, walk
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import SCHEMA, SPLITS, Bad, Manifest, find_classes
 from cass_scale.data.scan import Checked, refuse_too_many, scan
 from cass_scale.data.splits import assign, check_fractions
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.machine import cache_folder
 
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
 

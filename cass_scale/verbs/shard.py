@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import IO
 
+from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
 from cass_scale.data.folder import Files
@@ -55,7 +55,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     if call.dry_run:
         console.say("nothing was written (--dry-run)")
         return record
-    threads = config["workers"] if config["workers"] != "auto" else len(os.sched_getaffinity(0))
+    threads = config["workers"] if config["workers"] != "auto" else machine.cores()
     with claim(out), console.bar(images, 0, unit="image"):
         made = convert(job, todo, threads, Watch(console, images))
     size = sum(job.tar(shard).stat().st_size for shard in range(job.shards))

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, optim, precision
+from cass_scale import encoders, machine, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
@@ -61,7 +61,7 @@ class Place:
             "kind": self.device.type,
             "name": name,
             "count": self.world,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": machine.cores(),
         }
 
 
@@ -108,7 +108,7 @@ def workers(asked: int | str) -> int:
     """Processes that decode beside this rank; auto leaves one core of its share to the rank itself, at most 8."""
     if isinstance(asked, int):
         return asked
-    cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = machine.cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(0, min(8, cores - 1))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cass_scale.data import sources
-from cass_scale.data.cache import cache_folder
 from cass_scale.data.decode import read_image
 from cass_scale.data.scan import Checked, scan
 from cass_scale.errors import DataError
+from cass_scale.machine import cache_folder
 from tests.data.images import fill, labels_csv
 
 pytestmark = pytest.mark.usefixtures("own_cache")

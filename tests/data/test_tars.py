@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cass_scale.data.cache import cache_folder
 from cass_scale.data.decode import decode
 from cass_scale.data.layouts import holds_shards
 from cass_scale.data.manifest import Bad
 from cass_scale.data.plan import Plan
 from cass_scale.data.shards import shards
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.machine import cache_folder
 from tests.data.images import encode, fill, noise
 from tests.data.tars import grouped, open_stream, sharded, write_tar
 

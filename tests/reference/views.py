@@ -15,7 +15,15 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from cass_scale import rng
-from cass_scale.types import Crop, Stage
+from cass_scale.types import Crop, Jitter, Stage
+
+J = Jitter(0.2, 0.2, 0.2)
+OFFICIAL = Crop(
+    48,
+    stages=(Stage(0.3, J, perspective=0.2, perspective_p=0.5), Stage(0.3, J, degrees=10)),
+    vflip=0.3,
+    hflip=0.3,
+)
 
 
 @dataclass(frozen=True)
