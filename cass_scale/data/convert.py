@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import PIL
+import torch
 
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
@@ -69,7 +70,7 @@ class Conversion:
             "samples_per_shard": self.per_shard,
             **(recipe if self.recipe.size else {"size": None}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}" if self.recipe.size else None,  # versions differ in bytes
+            "encoder": f"Pillow {PIL.__version__}, torch {torch.__version__}" if self.recipe.size else None,  # versions differ in bytes
         }
 
     def encode(self, row: int) -> Encoded:

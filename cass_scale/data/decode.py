@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+from torch.nn.functional import interpolate
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -44,7 +46,7 @@ def read_image(path: str | os.PathLike[str], size: int | None) -> Pixels:
 
 
 def decode(data: bytes, size: int | None) -> Pixels:
-    """uint8 [H, W, 3], or squashed to [size, size, 3]: antialiased bilinear like torchvision's Resize (PIL).
+    """uint8 [H, W, 3], or squashed to [size, size, 3]: antialiased bilinear like torchvision's Resize.
 
     Grey becomes three equal channels, palettes and CMYK become RGB, alpha is composited over black, EXIF
     orientation is applied. More than 8 bits per channel are windowed linearly from the image's own min..max
@@ -78,10 +80,17 @@ def _told(data: bytes) -> Iterator[None]:
         raise BadImage(f"cannot be decoded: {error}") from error
 
 
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """[H, W, 3] -> [height, width, 3], antialiased bilinear: a view of three planes, as batches want them."""
+    # torch's filter is Pillow's within one level, in less than half its time.
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    scaled: Pixels = interpolate(planes, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    return scaled
+
+
 def _squash(image: Image.Image, size: int | None) -> Pixels:
-    if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.array(image, dtype=np.uint8)
+    pixels: Pixels = np.array(image, dtype=np.uint8)
+    return pixels if size is None or image.size == (size, size) else resize(pixels, size, size)
 
 
 def _open(data: bytes, size: int | None) -> Image.Image:
@@ -133,7 +142,6 @@ def _window(values: NDArray[np.generic]) -> Image.Image:
 
 def _open_deep_png(data: bytes, orientation: int) -> Image.Image:
     """16-bit grey + alpha, RGB or RGBA PNG, of which Pillow would keep only the high bytes."""
-    import torch
     from torchvision.io import ImageReadMode, decode_png
 
     raw = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
