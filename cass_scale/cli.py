@@ -54,6 +54,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "turn a set of images into WebDataset shards",
         "cass-scale shard source=DIR out=shards size=512",
     ),
+    "bench": (
+        "measure this machine on your own data: loaders",
+        "cass-scale bench name=loaders data.path=DIR",
+    ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
@@ -147,6 +151,8 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
+    if verb == "bench":
+        words = [f"bench={word.removeprefix('name=')}" if word.startswith("name=") else word for word in words]
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}

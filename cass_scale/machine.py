@@ -1,4 +1,4 @@
-"""What several rooms ask of the machine: cores this process may use, and the folder for what can be made again."""
+"""What several rooms ask of the machine: its processor, the cores this process may use, the cache folder."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def cores() -> int:
 def cache_folder() -> Path:
     """CASS_SCALE_CACHE, or ~/.cache/cass_scale. Not created here."""
     return Path(os.environ.get("CASS_SCALE_CACHE") or "~/.cache/cass_scale").expanduser().absolute()
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")

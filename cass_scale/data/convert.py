@@ -70,7 +70,9 @@ class Conversion:
             "samples_per_shard": self.per_shard,
             **(recipe if self.recipe.size else {"size": None}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}, torch {torch.__version__}" if self.recipe.size else None,  # versions differ in bytes
+            "encoder": f"Pillow {PIL.__version__}, torch {torch.__version__}"
+            if self.recipe.size
+            else None,  # versions differ in bytes
         }
 
     def encode(self, row: int) -> Encoded:

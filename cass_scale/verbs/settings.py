@@ -142,6 +142,19 @@ SHARD: dict[str, Rule] = {
     "data.max_bad": PRETRAIN["data.max_bad"],
     "data.labels": PRETRAIN["data.labels"],
 }
+BENCH: dict[str, dict[str, Rule]] = {
+    "loaders": {
+        "bench.images": _whole(1),
+        "bench.size": _whole(16),
+        "bench.batch": _whole(1),
+        "bench.workers": (
+            lambda v: isinstance(v, list) and bool(v) and all(map(_whole(0)[0], v)),
+            "a list of whole numbers",
+        ),
+        "bench.epochs": _whole(1),
+        "bench.turns": _whole(1),
+    },
+}
 
 
 def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> None:

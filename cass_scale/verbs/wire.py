@@ -56,22 +56,13 @@ class Place:
 
     def record(self) -> JSON:
         """For run.json."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else machine.cpu_name()
         return {
             "kind": self.device.type,
             "name": name,
             "count": self.world,
             "cores": machine.cores(),
         }
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
 def without(node: JSON, *names: str) -> JSON:
