@@ -55,7 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "bench": (
-        "measure this machine on your own data: loaders",
+        "measure this machine on your own data: loaders, the training step",
         "cass-scale bench name=loaders data.path=DIR",
     ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),

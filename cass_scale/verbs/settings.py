@@ -46,6 +46,10 @@ def _auto_or(rule: Rule) -> Rule:
     return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
 
 
+def _list_of(rule: Rule) -> Rule:
+    return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -64,6 +68,9 @@ PRETRAIN: dict[str, Rule] = {
     "train.device": DEVICE,
     "train.precision": PRECISION,
     "train.channels_last": BOOL,
+    "train.recompute": BOOL,
+    "train.compile": _or_null(_choice("default", "reduce-overhead", "max-autotune")),
+    "optim.fused": BOOL,
     "train.log_every": _whole(1),
     "train.save_every": _whole(1),
     "train.keep": _whole(1),
@@ -101,6 +108,7 @@ PRETRAIN: dict[str, Rule] = {
     "method.projection_hidden": _whole(1),
     "method.noise_rule": BOOL,
     "method.frozen": BOOL,
+    "method.side_by_side": BOOL,
     "objective.temperature": POSITIVE,
     "objective.epsilon": POSITIVE,
     "objective.iterations": _whole(1),
@@ -147,12 +155,21 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.images": _whole(1),
         "bench.size": _whole(16),
         "bench.batch": _whole(1),
-        "bench.workers": (
-            lambda v: isinstance(v, list) and bool(v) and all(map(_whole(0)[0], v)),
-            "a list of whole numbers",
-        ),
+        "bench.workers": _list_of(_whole(0)),
         "bench.epochs": _whole(1),
         "bench.turns": _whole(1),
+    },
+    "step": {
+        "bench.batch_sizes": _list_of(_whole(2)),
+        "bench.words": _list_of(TEXT),
+        "bench.variants": (lambda v: isinstance(v, dict) and bool(v), "names with lists of overrides"),
+        "bench.warmup": _whole(1),
+        "bench.steps": _whole(3),
+        "bench.seconds": POSITIVE,
+        "bench.turns": _whole(1),
+        "bench.memory_gib": _or_null(POSITIVE),
+        "bench.fit": _list_of(TEXT),
+        "bench.cuda_only": _list_of(TEXT),
     },
 }
 

@@ -160,19 +160,29 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
         torch.manual_seed(seed + len(specs) * SEED_STRIDE)  # projectors are initialised by the method
         seeds = arm_seeds(seed, list(specs))
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
-        for encoder, _ in arms.values() if config["train"]["channels_last"] else ():
-            encoder.use_channels_last()
+        for encoder, _ in arms.values() if load else ():
+            speed_up(encoder, config["train"])
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
     return method
 
 
+def speed_up(encoder: encoders.Encoder, keys: JSON) -> None:
+    """What the configuration allows for speed and memory; results stay the same but for rounding."""
+    if keys["channels_last"]:
+        encoder.use_channels_last()
+    if keys["recompute"]:
+        encoder.use_recompute()
+    if keys["compile"]:
+        encoder.use_compile(keys["compile"])
+
+
 def make_optimizer(method: Method, keys: JSON, device: torch.device) -> torch.optim.Optimizer:
-    """One optimizer over the method's groups; fused kernels where the device has them."""
+    """One optimizer over the method's groups; with `fused` in one kernel where the device has them."""
     return optim.build(
         method.param_groups(),
         name=keys["name"],
         lr=keys["lr"],
         weight_decay=keys["weight_decay"],
         momentum=keys["momentum"],
-        fused=device.type in ("cuda", "cpu"),
+        fused=keys["fused"] and device.type in ("cuda", "cpu"),
     )
