@@ -8,6 +8,7 @@ import pytest
 
 from cass_scale import bench, records
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.evidence import Finding
 from cass_scale.measure import loaders
 from cass_scale.measure.turns import failed, in_turns, ratio, spread
 from tests.short_runs import pictures
@@ -68,14 +69,15 @@ def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
 
 
 def test_a_record_is_left_and_its_page_holds_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def quick(config: object, build: object, say: object) -> tuple[str, str, dict[str, list[float]]]:
-        return "How fast?", "| a |\n|---|\n| 1 |", {"a": [1.0]}
+    def quick(config: object, build: object, say: object) -> Finding:
+        return Finding("How fast?", "| a |\n|---|\n| 1 |", {"a": [1.0]}, {"more.csv": "a\n1\n"})
 
     monkeypatch.setattr(loaders, "run", quick)
     made = bench("name=loaders", f"data.path={tmp_path}", f"out={tmp_path / 'record'}", quiet=True)
     record = records.read_json(tmp_path / "record" / "run.json")
     assert record["figures"] == {"a": [1.0]} == made["figures"]
     assert record["command"].startswith("cass-scale bench name=loaders")
+    assert (tmp_path / "record" / "more.csv").read_text() == "a\n1\n"
     assert "| a |\n|---|\n| 1 |" in (tmp_path / "record" / "README.md").read_text()
 
 

@@ -16,11 +16,12 @@ import torch
 from cass_scale import precision
 from cass_scale.cli import build, compose_config
 from cass_scale.estimate import Estimate, estimate
+from cass_scale.evidence import Finding
 from cass_scale.ledger import Todo
 from cass_scale.machine import cpu_name
 from cass_scale.measure import peaks
 from cass_scale.measure.energy import Energy
-from cass_scale.measure.steps_table import table
+from cass_scale.measure.steps_table import as_csv, table
 from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
@@ -32,7 +33,7 @@ FIT = "cass_scale.measure.fit"
 QUESTION = "Step: one training step over batch sizes and what makes it faster"
 
 
-def run(config: JSON, build: Build, say: Callable[[str], None]) -> tuple[str, str, JSON]:
+def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     """Every batch size with the first variant, every variant with the first batch size; in turns."""
     options = config["bench"]
     sizes, variants = options["batch_sizes"], dict(options["variants"])
@@ -51,7 +52,7 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> tuple[str, st
         words = {name: [*common, *variants[name]] for name in (first, *options["fit"])}
         jobs = {name: [FIT, json.dumps({"words": own, "memory": memory})] for name, own in words.items()}
         figures["fit"] = {"memory_gib": options["memory_gib"], "sides": in_turns(jobs, 1, say)}
-    return QUESTION, table(figures), figures
+    return Finding(QUESTION, table(figures), figures, {"step.csv": as_csv(figures)})
 
 
 def measured_peaks(say: Callable[[str], None]) -> JSON:
