@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
+__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "study", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -56,3 +56,8 @@ def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:
 def bench(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Measure this machine on a person's own data; returns the table and all figures."""
     return dict(_call("bench", overrides, keys))
+
+
+def study(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Run a study of the paper, one process per row; returns study.json, `exit_code` 1 when a row failed."""
+    return dict(_call("study", overrides, keys))

@@ -55,11 +55,16 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "bench": (
-        "measure this machine on your own data: loaders, the training step",
+        "measure this machine on your own data: loaders, the training step; or compare two records",
         "cass-scale bench name=loaders data.path=DIR",
+    ),
+    "study": (
+        "run a table or figure of the paper with its controls, one process per row",
+        "cass-scale study name=batch_size preset=quick arms=tiny data.path=DIR",
     ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
+SHORT = {"shard": {"source": "data.path"}, "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"}, "study": {"name": "study"}}
 
 
 def config_dir() -> Path:
@@ -123,7 +128,9 @@ def build(node: Mapping[str, Any], *parts: Any, **extra: Any) -> Any:
 def compose_config(verb: str, words: Sequence[str]) -> JSON:
     """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
     groups_of_verb = _groups(verb)
-    words = _imply_source(verb, list(words)) if "data" in groups_of_verb else list(words)
+    words = _written_out(verb, words)
+    words = _imply_source(verb, words) if "data" in groups_of_verb else words
+    words, passed_on = _for_rows(words) if verb == "study" else (words, [])
     overrides = _parse([literal_path(word) for word in words])
     groups = [o for o in overrides if o.key_or_group in groups_of_verb]
     values = [o for o in overrides if o not in groups]
@@ -144,15 +151,27 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
         plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).split("\n")[0]) from error
-    return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    found = {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    return found | ({"words": passed_on} if verb == "study" else {})
+
+
+def _written_out(verb: str, words: Sequence[str]) -> list[str]:
+    """Words with their keys in full: `name=loaders` of bench is `bench=loaders`."""
+    short = SHORT.get(verb, {})
+    keyed = [(word, *word.partition("=")) for word in words]
+    return [f"{short[key]}={value}" if key in short else word for word, key, _, value in keyed]
+
+
+def _for_rows(words: list[str]) -> tuple[list[str], list[str]]:
+    """Words of the study itself, and those that are pretrain's: they go to every row."""
+    root = yaml.safe_load((config_dir() / "study.yaml").read_text())
+    own = {*root, *_groups("study")} - {"defaults"}
+    of_study = [word for word in words if word.lstrip("+~").partition("=")[0].partition(".")[0] in own]
+    return of_study, [word for word in words if word not in of_study]
 
 
 def _imply_source(verb: str, words: list[str]) -> list[str]:
     """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
-    if verb == "shard":
-        words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
-    if verb == "bench":
-        words = [f"bench={word.removeprefix('name=')}" if word.startswith("name=") else word for word in words]
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}

@@ -104,14 +104,18 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
     runs: list[Run] = []
     notes: list[str] = []
     for place in folders:
-        record = _readable(place / records.RUN, notes)
-        if record is not None:
-            name = place.relative_to(folder).as_posix()
-            name = place.resolve().name if name == "." else name
-            runs.append(Run(place, name, record, _rows(place, notes), list(_evaluations(place, notes))))
+        name = place.relative_to(folder).as_posix()
+        if run := read_run(place, place.resolve().name if name == "." else name, notes):
+            runs.append(run)
     if not runs:
         raise DataError(f"no readable run.json under {folder}: " + "; ".join(notes))
     return runs, notes
+
+
+def read_run(folder: Path, name: str, notes: list[str]) -> Run | None:
+    """The run in `folder`, or None and a note when its record cannot be read."""
+    record = _readable(folder / records.RUN, notes)
+    return Run(folder, name, record, _rows(folder, notes), list(_evaluations(folder, notes))) if record else None
 
 
 def _readable(path: Path, notes: list[str]) -> JSON | None:
@@ -141,7 +145,7 @@ def _evaluations(folder: Path, notes: list[str]) -> Iterator[JSON]:
         if value is not None and not {"protocol", "weights", "n_test", "arms"} <= value.keys():
             notes.append(f"Left out: {path} is not an evaluation; it lacks protocol, weights, n_test or arms")
         elif value is not None:
-            yield value
+            yield {**value, "name": path.stem}
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:

@@ -100,6 +100,15 @@ def lock(folder: Path, key: str = "run.dir") -> IO[str]:
     return handle
 
 
+def busy(folder: Path) -> bool:
+    """Whether another process holds the folder."""
+    try:
+        lock(folder).close()
+    except ConfigError:
+        return True
+    return False
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two resolved configurations, as `key: old -> new`."""
     found = []

@@ -20,7 +20,7 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import Collapsed, ConfigError, MissingExtra, Problems
-from cass_scale.estimate import estimate
+from cass_scale.estimate import Estimate, estimate
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
@@ -31,7 +31,7 @@ from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
 from cass_scale.verbs import settings, wire
-from cass_scale.verbs.folder import begin, claim, outcome, proceed
+from cass_scale.verbs.folder import begin, claim, outcome, proceed, total_steps
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
 from cass_scale.views import problems as view_problems
@@ -208,6 +208,18 @@ def observer(
     return observe
 
 
+def step_cost(
+    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, resolved: precision.Resolved
+) -> Estimate:
+    """FLOPs and memory of one step, counted without weights and without computing anything."""
+    with torch.device("meta"):
+        method = wire.make_method(config, build, specs, load=False)
+    spec: ViewSpec = build(config["views"])
+    views = len(specs) if spec.per_arm == "own" else 1
+    width = 2 if resolved.autocast_dtype else 4
+    return estimate(method, config["arms"]["image_size"], micro_batch, views, width)
+
+
 def dry_run(
     config: JSON,
     build: Build,
@@ -218,13 +230,8 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
-    with torch.device("meta"):
-        method = wire.make_method(config, build, specs, load=False)
-    spec: ViewSpec = build(config["views"])
-    views = len(specs) if spec.per_arm == "own" else 1
-    width = 2 if resolved.autocast_dtype else 4
-    cost = estimate(method, config["arms"]["image_size"], plan.batch_size, views, width)
-    steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
+    cost = step_cost(config, build, specs, plan.batch_size, resolved)
+    steps = total_steps(config, plan.steps_per_epoch)
     images = steps * config["train"]["batch_size"]
     giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15
     lines = [

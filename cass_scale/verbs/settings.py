@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from typing import Any
 from cass_scale import encoders
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
 from cass_scale.errors import Problems
+from cass_scale.results import METRICS
 from cass_scale.types import JSON
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -121,6 +123,8 @@ EVALUATE: dict[str, Rule] = {
     "run.dir": _or_null(TEXT),
     "data.path": _or_null(TEXT),
     "weights": _choice("run", "initial", "random"),
+    "labels": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, at most 1"),
+    "name": _or_null((lambda v: isinstance(v, str) and bool(re.fullmatch(r"[\w.%+-]+", v)), "a file's name")),
     "seed": _whole(0),
     "batch_size": _whole(1),
     "device": DEVICE,
@@ -150,6 +154,7 @@ SHARD: dict[str, Rule] = {
     "data.max_bad": PRETRAIN["data.max_bad"],
     "data.labels": PRETRAIN["data.labels"],
 }
+_RECORD: Rule = (TEXT[0], "the folder of a record")
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
         "bench.images": _whole(1),
@@ -171,6 +176,13 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.fit": _list_of(TEXT),
         "bench.cuda_only": _list_of(TEXT),
     },
+    "compare": {"bench.a": _RECORD, "bench.b": _RECORD},
+}
+STUDY: dict[str, Rule] = {
+    "preset": _choice("paper", "quick"),
+    "target": _choice(*METRICS),
+    "jobs": _or_null(_whole(1)),
+    "out": _or_null(TEXT),
 }
 
 

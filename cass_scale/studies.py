@@ -1,0 +1,166 @@
+"""Studies read back from their folders: scores and hours by row, setting, arm and seed. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cass_scale import records
+from cass_scale.errors import DataError
+from cass_scale.results import Run, read_run
+from cass_scale.robustness import Floats
+from cass_scale.types import JSON
+
+STUDY = "study.json"
+INITIAL = "initial"  # the row of the weights that the runs start from
+BySeed = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One planned run; `run` is None before it has begun."""
+
+    name: str  # row, or row/arm
+    setting: str
+    seed: int
+    evaluations: tuple[str, ...]  # names of the records that are due
+    run: Run | None
+    failed: str  # last words
+
+    @property
+    def row(self) -> str:
+        """dino of dino/cnn."""
+        return self.name.partition("/")[0]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended and every evaluation is there."""
+        return self.run is not None and self.run.done and set(self.evaluations) <= {e["name"] for e in self.run.evaluations}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder, its plan and its runs."""
+
+    folder: Path
+    record: JSON
+    members: list[Member]
+
+    @property
+    def name(self) -> str:
+        """As in configs/study."""
+        return str(self.record["name"])
+
+    @property
+    def rows(self) -> list[str]:
+        """In the order of the plan; the initial weights last."""
+        names = list(dict.fromkeys(member.row for member in self.members))
+        initial = any(e.startswith(f"{INITIAL}-") for member in self.members for e in member.evaluations)
+        return names + [INITIAL] * initial
+
+    @property
+    def settings(self) -> list[str]:
+        """Those with runs, in the order of the axis."""
+        used = {member.setting for member in self.members}
+        return [name for name in self.record["settings"] if name in used]
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those that were asked for, in the study's order."""
+        used = {name for member in self.members for name in member.evaluations}
+        return [name for name in self.record["protocols"] if name in used]
+
+    @property
+    def target(self) -> str:
+        """The metric of the tables."""
+        return str(self.record["target"])
+
+    def finished(self, row: str, setting: str | None = None) -> list[Run]:
+        """Runs of a row that reached their end."""
+        found = [m for m in self.members if m.row == row and setting in (None, m.setting)]
+        return [m.run for m in found if m.run is not None and m.run.done]
+
+    def arms(self, row: str, setting: str) -> list[str]:
+        """Names of the arms that a row trains at a setting."""
+        rows = {m.row for m in self.members} if row == INITIAL else {row}
+        return list(dict.fromkeys(arm for one in rows for run in self.finished(one, setting) for arm in run.part("arms")))
+
+    def scores(self, row: str, setting: str, arm: str, protocol: str) -> BySeed:
+        """The target metric by seed; only of runs that reached their end."""
+        wanted = f"{INITIAL}-{protocol}" if row == INITIAL else protocol
+        found: BySeed = {}
+        for member in self.members:
+            if member.run is None or not member.run.done or member.setting != setting or row not in (member.row, INITIAL):
+                continue
+            for evaluation in member.run.evaluations:
+                value = evaluation["arms"].get(arm, {}).get(self.target) if evaluation["name"] == wanted else None
+                if value is not None:
+                    found[member.seed] = value
+        return found
+
+    def hours(self, row: str, setting: str, kind: str = "train") -> BySeed:
+        """Device-hours of pretraining by seed, of all runs of the row together; seeds with a run missing are left out."""
+        due = [m for m in self.members if m.row == row and m.setting == setting]
+        found: dict[int, list[float | None]] = {}
+        for member in due:
+            done = member.run is not None and member.run.done
+            found.setdefault(member.seed, []).append(member.run.part("device_hours").get(kind) if done and member.run else None)
+        parts = max((len(some) for some in found.values()), default=0)
+        whole = {seed: [h for h in some if h is not None] for seed, some in found.items()}
+        return {seed: sum(some) for seed, some in whole.items() if len(some) == parts}
+
+    def grid(self, row: str, protocol: str, settings: Sequence[str]) -> tuple[Floats, list[str], list[int]] | None:
+        """Scores [arms, settings, seeds], the arms and the seeds: of the seeds that have them all; None when none has."""
+        arms = self.arms(row, settings[0]) if settings else []
+        cells = [[self.scores(row, setting, arm, protocol) for setting in settings] for arm in arms]
+        seeds = common(cell for line in cells for cell in line)
+        if not arms or not seeds:
+            return None
+        return np.array([[[cell[seed] for seed in seeds] for cell in line] for line in cells]), arms, seeds
+
+    def first(self, names: Iterable[str], test: Callable[[str], object] | None = None) -> str | None:
+        """The first of `names` that is a row of this study (and passes `test`)."""
+        return next((name for name in names if name in self.rows and (test is None or test(name))), None)
+
+
+def common(cells: Iterable[Mapping[int, float]]) -> list[int]:
+    """Seeds that all cells have, ascending."""
+    sets = [set(cell) for cell in cells]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def find(folder: Path) -> list[Path]:
+    """Folders at or below `folder` that hold a study.json, sorted."""
+    return sorted(Path(here) for here, _, files in os.walk(folder) if STUDY in files)
+
+
+def load(folder: Path, notes: list[str]) -> Study:
+    """The study in `folder`; what cannot be read of its runs is noted. Raises DataError for a damaged or newer study.json."""
+    record = records.read_json(folder / STUDY)
+    records.check_schema(record, folder / STUDY)
+    members = []
+    for place, row in record["rows"].items():
+        there = (folder / place / records.RUN).exists()
+        run = read_run(folder / place, place, notes) if there else None
+        why = record["failed"].get(place, "")
+        members.append(Member(row["row"], row["setting"], row["seed"], tuple(row["evaluations"]), run, why))
+    return Study(folder, record, members)
+
+
+def row_done(folder: Path) -> bool:
+    """Whether the run in `folder` has reached its end."""
+    try:
+        return bool(records.read(folder)["status"] == "done")
+    except DataError:
+        return False
+
+
+def row_seconds(folder: Path) -> float:
+    """What a finished row took: the life of its run's processes, and its evaluations."""
+    pretraining = 3600 * records.read(folder)["device_hours"]["total"]
+    scoring = [records.read_json(path).get("seconds", 0.0) for path in (folder / "evaluate").glob("*.json")]
+    return float(pretraining + sum(scoring))
