@@ -26,13 +26,25 @@ RC: Any = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `x` and `y` of equal length, gaps in `y` as None; `colour` and `dash` are numbers."""
+    """One curve: `x` and `y` of equal length, gaps in `y` as None; `colour` and `dash` are numbers.
+
+    `bars`: intervals (low, high) around the points, of the same length, or none.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float | None]
     colour: int = 0
     dash: int = 0
+    bars: Sequence[tuple[float, float] | None] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What lies along x: steps, or with `ticks` one place per name, 0, 1, 2, ..."""
+
+    label: str = "step"
+    ticks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,13 @@ class Chart:
     legend: tuple[tuple[str, int, str], ...]  # label, colour number, SVG dash array
 
 
-def draw(title: str, caption: str, lines: Sequence[Line], *, top: float = 0.0, mark: int = -1) -> Chart:
-    """A chart over steps; logarithmic where the values span more than a factor of 20; `mark` is a step.
+STEPS = Axis()
+
+
+def draw(
+    title: str, caption: str, lines: Sequence[Line], *, top: float = 0.0, mark: int = -1, axis: Axis = STEPS
+) -> Chart:
+    """A chart over `axis`; logarithmic where the values span more than a factor of 20; `mark` is a step.
 
     Raises MissingExtra without matplotlib.
     """
@@ -62,8 +79,11 @@ def draw(title: str, caption: str, lines: Sequence[Line], *, top: float = 0.0, m
         for line in lines:
             x, y = _thin(line)
             style: dict[str, Any] = {"color": PALETTE[line.colour % 6], "linestyle": DASHES[line.dash % 4]}
-            axes.plot(x, y, lw=1.6, marker="o" if len(x) == 1 else "", markersize=4, **style)
-        _dress(axes, [v for line in lines for v in line.y if v is not None], top=top, mark=mark)
+            axes.plot(x, y, lw=1.6, marker="o" if axis.ticks or len(x) == 1 else "", markersize=4, **style)
+            for at, bar in zip(line.x, line.bars, strict=False):
+                axes.plot([at] * len(bar or ()), bar or (), lw=1, color=style["color"])
+        ends = [end for line in lines for bar in line.bars for end in bar or ()]
+        _dress(axes, [*ends, *(v for line in lines for v in line.y if v is not None)], axis, top=top, mark=mark)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True)
     legend = tuple((one.label, one.colour % 6, SVG_DASHES[one.dash % 4]) for one in lines)
@@ -82,7 +102,7 @@ def _thin(line: Line) -> tuple[list[float], list[float]]:
     return [line.x[i] for i in places], [y[i] for i in places]
 
 
-def _dress(axes: Axes, values: Sequence[float], *, top: float, mark: int) -> None:
+def _dress(axes: Axes, values: Sequence[float], axis: Axis, *, top: float, mark: int) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     if values and min(values) > 0 and max(values) > 20 * min(values):
@@ -94,14 +114,14 @@ def _dress(axes: Axes, values: Sequence[float], *, top: float, mark: int) -> Non
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        low, high = (
-            min([0.0, *values]),
-            max([top, *values]),
-        )  # from zero: a zoomed axis makes noise look large
-        axes.set_ylim(low * 1.04, high * 1.04 or 1.0)
+        if not axis.ticks:  # from zero: a zoomed axis makes noise look large; ticks come with intervals
+            axes.set_ylim(min([0.0, *values]) * 1.04, max([top, *values]) * 1.04 or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("step", color=INK)
+    if axis.ticks:
+        axes.set_xticks(range(len(axis.ticks)), axis.ticks)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel(axis.label, color=INK)
     if mark >= 0:
         axes.axvline(mark, color=MARK, lw=1, linestyle=(0, (2, 2)))
     axes.grid(True, color=GRID, lw=0.6)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cass_scale import charts, records
+from cass_scale import charts, published, records, studies
+from cass_scale.claims import MINUS, judge
 from cass_scale.errors import ConfigError, MissingExtra
+from cass_scale.grid import SEEDS_FOR_INTERVAL
 from cass_scale.results import METRICS, NULL, PROTOCOLS, Run, Table, load, tables
+from cass_scale.robustness import Estimate
+from cass_scale.studies import Study
+from cass_scale.study_page import section
 from cass_scale.types import JSON
 
 PUBLISHED = frozenset({"cass", "cass_paper", "cass_official"})  # the cosine objective, which collapses
@@ -22,14 +28,25 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def report(runs: Path, out: Path) -> Path:
-    """Write the page about every run below `runs` to the file `out` and return `out`.
+    """Write the page about every study and every other run below `runs` to the file `out` and return `out`.
 
     Raises DataError when there is no run or a record is newer than this package, ConfigError when `out`
     cannot be written, MissingExtra without jinja2 or matplotlib.
     """
-    found, notes = load(runs)
-    render("report.html.j2", _page(found, notes), out)
+    notes: list[str] = []
+    found = [studies.load(folder, notes) for folder in studies.find(runs)]
+    others, more = load(runs, apart=[study.folder for study in found])
+    render("report.html.j2", _page(others, notes + more) | _of_studies(found), out)
     return out
+
+
+def _of_studies(found: list[Study]) -> JSON:
+    return {
+        "studies": [section(study) for study in found],
+        "verdicts": judge(published.claims(), found) if found else [],
+        "anchors": {study.folder: f"study-{number + 1}" for number, study in enumerate(found)},
+        "seeds_for_interval": SEEDS_FOR_INTERVAL,
+    }
 
 
 def render(template: str, values: JSON, out: Path) -> None:
@@ -52,6 +69,12 @@ def render(template: str, values: JSON, out: Path) -> None:
         "difference": difference,
         "count": count,
         "moment": moment,
+        "printed": "{:g}".format,
+        "estimate": partial(interval, form=score),
+        "gap": partial(interval, form=difference),
+        "took": partial(interval, form=hours),
+        "percent": partial(interval, form=lambda value: f"{100 * value:.1f} %".replace("-", MINUS)),
+        "tenthousandths": partial(interval, form=lambda value: f"{1e4 * value:.2f}".replace("-", MINUS)),
     }
     page = environment.get_template(template).render(values)
     try:
@@ -242,7 +265,15 @@ def score(value: Any) -> str:
 
 def difference(value: float) -> str:
     """Signed, three digits, with a real minus sign."""
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def interval(number: Any, form: Callable[[float], str]) -> str:
+    """An estimate as `value (low to high)`; a dash for none."""
+    if not isinstance(number, Estimate):
+        return DASH
+    between = f" ({form(number.low)} to {form(number.high)})" if number.low is not None and number.high is not None else ""
+    return form(number.value) + between
 
 
 def count(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,15 @@ class Table:
         return 1.96 * math.sqrt(0.25 / max(1, self.n_test))
 
 
-def load(folder: Path) -> tuple[list[Run], list[str]]:
+def load(folder: Path, apart: Sequence[Path] = ()) -> tuple[list[Run], list[str]]:
     """All readable runs below `folder`, and a note for every file that could not be read.
 
-    Raises DataError when there is no run, none is readable, or a record is of a newer schema.
+    Runs in the folders `apart`, which are studies, are left out. Raises DataError when there is no run and no study, none
+    is readable, or a record is of a newer schema.
     """
-    folders = records.find_runs(folder)
+    folders = [place for place in records.find_runs(folder) if not any(place.is_relative_to(study) for study in apart)]
+    if apart and not folders:
+        return [], []
     if not folders:
         raise DataError(f"no run.json under {folder}; run `cass-scale pretrain` first")
     runs: list[Run] = []

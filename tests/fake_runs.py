@@ -90,7 +90,8 @@ def add_scores(folder: Path, scores: dict[str, tuple[float, ...]], *, weights: s
     }  # fmt: skip
     value |= fields
     (folder / "evaluate").mkdir(exist_ok=True)
-    records.write_json(folder / "evaluate" / f"{value['protocol']}-{weights}.json", value)
+    name = value.pop("name", f"{value['protocol']}-{weights}")
+    records.write_json(folder / "evaluate" / f"{name}.json", value)
 
 
 def sample_png(path: Path) -> None:

@@ -208,16 +208,15 @@ def observer(
     return observe
 
 
-def step_cost(
-    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, resolved: precision.Resolved
+def cost_of_a_step(
+    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, activation_bytes: int = 4
 ) -> Estimate:
-    """FLOPs and memory of one step, counted without weights and without computing anything."""
+    """FLOPs and memory of the configured step, counted without weights."""
     with torch.device("meta"):
         method = wire.make_method(config, build, specs, load=False)
     spec: ViewSpec = build(config["views"])
     views = len(specs) if spec.per_arm == "own" else 1
-    width = 2 if resolved.autocast_dtype else 4
-    return estimate(method, config["arms"]["image_size"], micro_batch, views, width)
+    return estimate(method, config["arms"]["image_size"], micro_batch, views, activation_bytes)
 
 
 def dry_run(
@@ -230,7 +229,7 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
-    cost = step_cost(config, build, specs, plan.batch_size, resolved)
+    cost = cost_of_a_step(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
     steps = total_steps(config, plan.steps_per_epoch)
     images = steps * config["train"]["batch_size"]
     giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15

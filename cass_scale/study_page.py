@@ -1,0 +1,214 @@
+"""What the page says about a study: its scores with intervals, beside the paper's, and what they cost. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cass_scale import charts, published, robustness
+from cass_scale.charts import Axis, Chart, Line
+from cass_scale.claims import saving, steadier
+from cass_scale.results import METRICS, NULL, Run
+from cass_scale.robustness import Estimate
+from cass_scale.studies import INITIAL, BySeed, Study, common
+from cass_scale.types import JSON
+
+CONTROLS = frozenset({NULL, "cass_noise", "contrast_noise", INITIAL})
+USUAL = ("finetune", "linear", "knn")  # the paper's protocol, and what comes nearest
+MOST = 6  # runs in one drawing
+
+
+def section(study: Study) -> JSON:
+    """Everything that the template shows of one study."""
+    return {
+        "study": study,
+        "metric": METRICS.get(study.target, study.target),
+        "about": _about(study),
+        "unfinished": [member for member in study.members if not member.done],
+        "overview": [_overview(study, row) for row in study.rows if row != INITIAL],
+        "figures": _figures(study),
+        "scores": [_scores(study, protocol) for protocol in study.protocols],
+        "robustness": [_robustness(study, protocol) for protocol in study.protocols] if len(study.settings) > 1 else [],
+        "printed": _printed(study),
+        "savings": _savings(study),
+        "costs": _costs(study),
+        "table2": published.hours() if study.name == "pretraining_time" else {},
+        "own_gains": {p: published.own_gain(p) for p in study.protocols if p.startswith("labels_") and study.name == "label_fractions"},
+        "curves": _curves(study),
+    }
+
+
+def _about(study: Study) -> JSON:
+    runs = [member.run for member in study.members if member.run]
+    return {
+        "done": sum(member.done for member in study.members),
+        "data": sorted({str(run.part("data").get("name", "?")) for run in runs}),
+        "synthetic": any(run.part("data").get("synthetic") for run in runs),
+        "arms": sorted({made.get("model", "?") for run in runs for made in run.part("arms").values()}),
+        "sizes": sorted({run.record.get("image_size") or 0 for run in runs}),
+        "device": sorted({str(run.part("device").get("name", "?")) for run in runs}),
+        "seeds": len({member.seed for member in study.members}),
+        "tests": sorted({e["n_test"] for run in runs for e in run.evaluations}),
+    }
+
+
+def _overview(study: Study, row: str) -> JSON:
+    members = [member for member in study.members if member.row == row]
+    runs = study.finished(row)
+    return {
+        "row": row,
+        "planned": len(members),
+        "done": sum(member.done for member in members),
+        "collapsed": None if row == NULL else sum(bool(run.collapse) for run in runs),
+    }
+
+
+def mean_of(values: BySeed) -> Estimate | None:
+    """Mean over seeds with its interval."""
+    return robustness.estimate(robustness.average, _array(values, sorted(values))) if values else None
+
+
+def difference_of(one: BySeed, other: BySeed) -> Estimate | None:
+    """Mean of the paired differences with its interval."""
+    if not (seeds := common([one, other])):
+        return None
+    return robustness.estimate(lambda a, b: robustness.average(a) - robustness.average(b), _array(one, seeds), _array(other, seeds))
+
+
+def _array(values: BySeed, seeds: Sequence[int]) -> robustness.Floats:
+    return np.array([[[values[seed] for seed in seeds]]])
+
+
+def _arms(study: Study) -> list[str]:
+    return list(dict.fromkeys(arm for row in study.rows for setting in study.settings for arm in study.arms(row, setting)))
+
+
+def _figures(study: Study) -> list[Chart]:
+    """Figure 2 drawn anew: a chart per protocol and arm, a line per row, whiskers for the intervals."""
+    if len(study.settings) < 2:
+        return []
+    axis = Axis(str(study.record["axis"]), tuple(study.settings))
+    drawn = []
+    for protocol in study.protocols:
+        for arm in _arms(study):
+            lines = [line for i, row in enumerate(study.rows) if (line := _curve(study, row, arm, protocol, i))]
+            title = f"{arm}, {protocol}"
+            drawn += [charts.draw(title, f"{METRICS[study.target]} on held-back images.", lines, axis=axis)] if lines else []
+    return drawn
+
+
+def _curve(study: Study, row: str, arm: str, protocol: str, number: int) -> Line | None:
+    shift = (number - len(study.rows) / 2) * 0.03  # so that whiskers stand beside each other
+    points = [(i, mean_of(study.scores(row, setting, arm, protocol))) for i, setting in enumerate(study.settings)]
+    known = [(i + shift, point) for i, point in points if point]
+    if not known:
+        return None
+    x, y = [at for at, _ in known], [point.value for _, point in known]
+    return Line(row, x, y, number % 6, number // 6, bars=[point.interval for _, point in known])
+
+
+def _scores(study: Study, protocol: str) -> JSON:
+    """Rows by arm: a mean per setting, and under it the paired difference to the null control."""
+    arms = []
+    for arm in _arms(study):
+        lines = [(row, [_cell(study, row, setting, arm, protocol) for setting in study.settings]) for row in study.rows]
+        rows = [
+            {"row": row, "control": row in CONTROLS, "cells": cells}
+            for row, cells in lines
+            if any(cell["mean"] for cell in cells)
+        ]
+        arms += [{"arm": arm, "rows": rows}] if rows else []
+    return {"protocol": protocol, "arms": arms}
+
+
+def _cell(study: Study, row: str, setting: str, arm: str, protocol: str) -> JSON:
+    values = study.scores(row, setting, arm, protocol)
+    null = study.scores(NULL, setting, arm, protocol)
+    delta = difference_of(values, null) if row != NULL else None
+    return {"mean": mean_of(values), "delta": delta, "verdict": _sign(delta)}
+
+
+def _sign(delta: Estimate | None) -> str:
+    if delta is None or delta.interval is None:
+        return ""
+    return "above" if delta.interval[0] > 0 else "below" if delta.interval[1] < 0 else "noise"
+
+
+def _robustness(study: Study, protocol: str) -> JSON:
+    """Variance over settings as the paper has it, what seeds alone make of it, the worst drop; each beside DINO's."""
+    dino = study.first(published.rows_of("dino"), lambda row: study.grid(row, protocol, study.settings))
+    rows = []
+    for row in study.rows:
+        if (whole := study.grid(row, protocol, study.settings)) is None:
+            continue
+        other = dino or row
+        variance, less = steadier(study, row, other, protocol, robustness.variance)
+        drop, less_drop = steadier(study, row, other, protocol, robustness.worst_drop)
+        beside = dino is not None and row != dino
+        rows.append({
+            "row": row, "control": row in CONTROLS, "variance": variance, "noise": robustness.noise(whole[0]), "drop": drop,
+            "variance_less": less if beside else None, "drop_less": less_drop if beside else None,
+        })  # fmt: skip
+    return {"protocol": protocol, "dino": dino, "rows": rows, "paper": published.tables()["variances"].get(study.name)}
+
+
+def _printed(study: Study) -> list[JSON]:
+    """The paper's tables, every number beside ours where there is one."""
+    found = []
+    for number, table in published.tables_of(study.name).items():
+        lines = []
+        for line in table["values"]:
+            row = study.first(published.rows_of(line["row"]), lambda name: name == INITIAL or study.finished(name))
+            setting = str(line.get("setting", study.record["standard"]))
+            protocol = line.get("protocol") or next((p for p in USUAL if p in study.protocols), "")
+            for arm in (key for key, value in line.items() if isinstance(value, list)):
+                ours = mean_of(study.scores(row, setting, arm, protocol)) if row and setting in study.settings else None
+                lines.append({"line": line, "arm": arm, "row": row, "paper": line[arm][0], "ours": ours, "protocol": protocol,
+                              "less": ours.value - line[arm][0] if ours else None})  # fmt: skip
+        found.append({"number": number, "table": table, "lines": lines})
+    return found
+
+
+def _costs(study: Study) -> JSON:
+    """Hours and FLOPs of pretraining per row, at the standard setting."""
+    setting = str(study.record["standard"])
+    rows = []
+    for row in study.rows if setting in study.settings else []:
+        if took := mean_of(study.hours(row, setting)):
+            counted = flops(study.finished(row, setting))
+            rate = counted / took.value / 3600 if counted else None
+            total = mean_of(study.hours(row, setting, "total"))
+            rows.append({"row": row, "train": took, "total": total, "flops": counted, "rate": rate})
+    longest = max((cost["train"].value for cost in rows), default=0.0)
+    return {"setting": setting, "rows": rows, "longest": longest or 1.0}
+
+
+def flops(runs: Sequence[Run]) -> float | None:
+    """FLOPs of one seed's pretraining; None where a run did not count them."""
+    if not runs or any(not run.record.get("flops_per_image") for run in runs):
+        return None
+    seeds = len({run.record.get("seed") for run in runs})
+    return sum(float(run.record["flops_per_image"]) * run.record["images_seen"] for run in runs) / seeds
+
+
+def _savings(study: Study) -> list[JSON]:
+    """Share of device-hours, and of FLOPs, that every other row saves against every DINO recipe, at the standard setting."""
+    setting = str(study.record["standard"])
+    dinos = [row for row in published.rows_of("dino") if row in study.rows]
+    found = []
+    for row in study.rows if setting in study.settings else []:
+        for dino in dinos if row not in dinos and row not in CONTROLS else []:
+            if share := saving(study, row, dino, setting):
+                mine, theirs = (flops(study.finished(name, setting)) for name in (row, dino))
+                by_flops = 1 - mine / theirs if mine and theirs else None
+                found.append({"row": row, "dino": dino, "saving": share, "by_flops": by_flops})
+    return found
+
+
+def _curves(study: Study) -> list[Any]:
+    """Loss and ranks of the first seed at the standard setting."""
+    setting, seed = str(study.record["standard"]), min((m.seed for m in study.members), default=0)
+    runs = [m.run for m in study.members if m.setting == setting and m.seed == seed and m.run is not None and m.run.done]
+    return [chart for start in range(0, len(runs), MOST) for chart in charts.overlay(runs[start : start + MOST])]
