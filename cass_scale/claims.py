@@ -130,7 +130,7 @@ def shown(number: Estimate, form: str = "{:+.3f}") -> str:
 
 def _higher(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:
     a, b, names, used = _sides(study, test, protocol)
-    number = robustness.estimate(lambda x, y: robustness.average(x) - robustness.average(y), a, b)
+    number = robustness.estimate(robustness.gap, a, b)
     low, high = number.interval or (0.0, 0.0)
     text = f"{names}: {shown(number)}, {used}, {number.seeds} seeds{_wanted(test)}"
     return low > 0 and high >= test.get("by", 0.0), text
@@ -142,7 +142,7 @@ def _wanted(test: JSON, form: str = "{:.3g}") -> str:
 
 def _within(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:
     a, b, names, used = _sides(study, test, protocol)
-    number = robustness.estimate(lambda x, y: robustness.average(x) - robustness.average(y), a, b)
+    number = robustness.estimate(robustness.gap, a, b)
     low, high = number.interval or (0.0, 0.0)
     text = f"{names}: {shown(number)}, {used}, {number.seeds} seeds; wanted within {test['by']:g}"
     return -test["by"] <= low and high <= test["by"], text
@@ -150,16 +150,17 @@ def _within(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:
 
 def _falls(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:
     low_side, high_side, names, used = _sides(study, test, protocol)
-    drop = robustness.estimate(
-        lambda x, y: 1 - robustness.average(x) / robustness.average(y), low_side, high_side
-    )
+    drop = robustness.estimate(robustness.share_less, low_side, high_side)
     low, high = drop.interval or (0.0, 0.0)
-    return low > 0 and high >= test["by"], f"{names}: drop {shown(drop, '{:.1%}')}, {used}, {drop.seeds} seeds{_wanted(test, '{:.0%}')}"
+    return low > 0 and high >= test[
+        "by"
+    ], f"{names}: drop {shown(drop, '{:.1%}')}, {used}, {drop.seeds} seeds{_wanted(test, '{:.0%}')}"
 
 
 def steadier(study: Study, row: str, other: str, protocol: str, statistic: Any) -> tuple[Estimate, Estimate | None]:
-    """`statistic` of `row` over the settings, and its paired difference to `other` (None where they share no arms or seeds).
+    """`statistic` of `row` over the settings, and its paired difference to `other`.
 
+    None in place of the difference where the two share no arms or seeds.
     Raises ValueError when `row` has no seed with all settings.
     """
     mine = study.grid(row, protocol, study.settings)
@@ -184,7 +185,7 @@ def _steadier(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str
         if number and number.interval:
             text = f"variance of {row} less that of {other}: {shown(number, '{:+.3g}')}, {used}, {number.seeds} seeds"
             if fallen := sum(bool(run.collapse) for run in study.finished(row)):
-                text += f". Beware: {fallen} of {len(study.finished(row))} runs of {row} collapsed; what learns nothing is steady"
+                text += f". Beware: {fallen} runs of {row} collapsed, and what learns nothing is steady"
             return number.interval[1] < 0, text
     raise _Untested(f"{row} and {other} lack {SEEDS_FOR_INTERVAL} seeds with every setting")
 
@@ -196,7 +197,7 @@ def saving(study: Study, row: str, other: str, setting: str, kind: str = "train"
     if not same or not (seeds := common([of, than])):
         return None
     a, b = (np.array([[[side[seed] for seed in seeds]]]) for side in (of, than))
-    return robustness.estimate(lambda x, y: 1 - robustness.average(x) / robustness.average(y), a, b)
+    return robustness.estimate(robustness.share_less, a, b)
 
 
 def _faster(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:

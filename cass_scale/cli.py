@@ -64,7 +64,11 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
     ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
-SHORT = {"shard": {"source": "data.path"}, "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"}, "study": {"name": "study"}}
+SHORT = {
+    "shard": {"source": "data.path"},
+    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"},
+    "study": {"name": "study"},
+}
 
 
 def config_dir() -> Path:

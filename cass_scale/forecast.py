@@ -1,4 +1,4 @@
-"""How long rows will take, from rows that are done; for those without an equal, from their FLOPs. Never imports torch."""
+"""How long rows will take: as long as equal rows took, else by their FLOPs. Never imports torch."""
 
 from __future__ import annotations
 

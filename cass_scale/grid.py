@@ -67,13 +67,17 @@ def plan(study: Mapping[str, Any], asked: Mapping[str, Any], passed: Sequence[st
     )
     seeds = study["seeds"] if asked["seeds"] is None else asked["seeds"]
     whole = isinstance(seeds, list) and bool(seeds) and all(type(s) is int and s >= 0 for s in seeds)
-    problems.check(whole and len(set(seeds)) == len(seeds), f"seeds={seeds}: a list of different whole numbers is needed")
+    problems.check(
+        whole and len(set(seeds)) == len(seeds), f"seeds={seeds}: a list of different whole numbers is needed"
+    )
     for word in passed:
         key = _key(word)
         problems.check(key not in OWN, f"{word}: rows have their own; give {OWN.get(key, '')}")
         for what, axis in (("rows", {name: study["rows"][name] for name in rows}), ("settings", settings)):
             other = [name for name, own in axis.items() if key in map(_key, own) and word not in own]
-            problems.check(not other, f"{word} contradicts {what} {', '.join(other)}, which set {key}; choose {what}=[...]")
+            problems.check(
+                not other, f"{word} contradicts {what} {', '.join(other)}, which set {key}; choose {what}=[...]"
+            )
     problems.raise_if_any()
     first = next((name for name in rows if "/" not in name), None)  # both arms: its initial weights are everybody's
     made = []

@@ -272,7 +272,9 @@ def interval(number: Any, form: Callable[[float], str]) -> str:
     """An estimate as `value (low to high)`; a dash for none."""
     if not isinstance(number, Estimate):
         return DASH
-    between = f" ({form(number.low)} to {form(number.high)})" if number.low is not None and number.high is not None else ""
+    between = (
+        f" ({form(number.low)} to {form(number.high)})" if number.low is not None and number.high is not None else ""
+    )
     return form(number.value) + between
 
 

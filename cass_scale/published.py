@@ -11,6 +11,7 @@ import yaml
 from cass_scale.types import JSON
 
 FOLDER = Path(__file__).parent / "paper"
+SHARES = ("labels_1", "labels_10", "labels_100")  # of labels: protocols of the study label_fractions
 
 
 @cache

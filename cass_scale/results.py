@@ -96,8 +96,8 @@ class Table:
 def load(folder: Path, apart: Sequence[Path] = ()) -> tuple[list[Run], list[str]]:
     """All readable runs below `folder`, and a note for every file that could not be read.
 
-    Runs in the folders `apart`, which are studies, are left out. Raises DataError when there is no run and no study, none
-    is readable, or a record is of a newer schema.
+    Runs in the folders `apart`, which are studies, are left out. Raises DataError when there is no run and no study,
+    none is readable, or a record is of a newer schema.
     """
     folders = [place for place in records.find_runs(folder) if not any(place.is_relative_to(study) for study in apart)]
     if apart and not folders:

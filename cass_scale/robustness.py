@@ -55,8 +55,18 @@ def average(means: Floats) -> Any:
     return means.mean(axis=(0, 1))
 
 
+def gap(means: Floats, others: Floats) -> Any:
+    """Difference of the averages."""
+    return average(means) - average(others)
+
+
+def share_less(means: Floats, others: Floats) -> Any:
+    """How much less the first average is than the second, as a share of the second."""
+    return 1 - average(means) / average(others)
+
+
 def noise(scores: Floats) -> float:
-    """The variance that seeds alone would make between settings which do not differ. scores: [arms, settings, seeds]."""
+    """The variance that seeds alone would make of settings which do not differ. scores: [arms, settings, seeds]."""
     return float((scores.var(axis=2, ddof=1) / scores.shape[2]).mean()) if scores.shape[2] > 1 else math.nan
 
 

@@ -54,7 +54,7 @@ def work(
     ended: Callable[[Ended], None],
     stopping: Callable[[], bool],
 ) -> bool:
-    """Run all jobs, one per slot; a slot is what CUDA_VISIBLE_DEVICES shall be, None: as it is. One that fails stops nothing.
+    """Run all jobs, one per slot: what CUDA_VISIBLE_DEVICES shall be, None: as it is. One that fails stops nothing.
 
     When `stopping()` turns true no other starts, SIGTERM goes to those that run, and they are waited for: False.
     They also get SIGTERM when this process is killed (on Linux).
@@ -92,7 +92,12 @@ def _start(job: Job, device: str | None, beside: int) -> _Running:
     with job.log.open("ab") as log:
         said = log.tell()
         process = subprocess.Popen(
-            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=_leave_with_parent
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=_leave_with_parent,
         )
     return _Running(job, process, time.monotonic(), said)
 

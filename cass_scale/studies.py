@@ -37,9 +37,15 @@ class Member:
         return self.name.partition("/")[0]
 
     @property
+    def ended(self) -> Run | None:
+        """Its run, once that has reached its end."""
+        return self.run if self.run is not None and self.run.done else None
+
+    @property
     def done(self) -> bool:
         """Whether it has ended and every evaluation is there."""
-        return self.run is not None and self.run.done and set(self.evaluations) <= {e["name"] for e in self.run.evaluations}
+        scored = {evaluation["name"] for evaluation in self.run.evaluations} if self.run else set()
+        return self.ended is not None and set(self.evaluations) <= scored
 
 
 @dataclass(frozen=True)
@@ -82,39 +88,36 @@ class Study:
     def finished(self, row: str, setting: str | None = None) -> list[Run]:
         """Runs of a row that reached their end."""
         found = [m for m in self.members if m.row == row and setting in (None, m.setting)]
-        return [m.run for m in found if m.run is not None and m.run.done]
+        return [m.ended for m in found if m.ended]
 
     def arms(self, row: str, setting: str) -> list[str]:
         """Names of the arms that a row trains at a setting."""
-        rows = {m.row for m in self.members} if row == INITIAL else {row}
-        return list(dict.fromkeys(arm for one in rows for run in self.finished(one, setting) for arm in run.part("arms")))
+        rows = {member.row for member in self.members} if row == INITIAL else {row}
+        runs = [run for one in rows for run in self.finished(one, setting)]
+        return list(dict.fromkeys(arm for run in runs for arm in run.part("arms")))
 
     def scores(self, row: str, setting: str, arm: str, protocol: str) -> BySeed:
         """The target metric by seed; only of runs that reached their end."""
         wanted = f"{INITIAL}-{protocol}" if row == INITIAL else protocol
         found: BySeed = {}
         for member in self.members:
-            if member.run is None or not member.run.done or member.setting != setting or row not in (member.row, INITIAL):
+            if member.ended is None or member.setting != setting or row not in (member.row, INITIAL):
                 continue
-            for evaluation in member.run.evaluations:
+            for evaluation in member.ended.evaluations:
                 value = evaluation["arms"].get(arm, {}).get(self.target) if evaluation["name"] == wanted else None
                 if value is not None:
                     found[member.seed] = value
         return found
 
     def hours(self, row: str, setting: str, kind: str = "train") -> BySeed:
-        """Device-hours of pretraining by seed, of all runs of the row together; seeds with a run missing are left out."""
-        due = [m for m in self.members if m.row == row and m.setting == setting]
-        found: dict[int, list[float | None]] = {}
-        for member in due:
-            done = member.run is not None and member.run.done
-            found.setdefault(member.seed, []).append(member.run.part("device_hours").get(kind) if done and member.run else None)
-        parts = max((len(some) for some in found.values()), default=0)
-        whole = {seed: [h for h in some if h is not None] for seed, some in found.items()}
-        return {seed: sum(some) for seed, some in whole.items() if len(some) == parts}
+        """Device-hours of pretraining by seed, of all runs of the row together; seeds that miss one are left out."""
+        due = [member for member in self.members if member.row == row and member.setting == setting]
+        by_seed = {seed: [m.ended for m in due if m.seed == seed] for seed in dict.fromkeys(m.seed for m in due)}
+        whole = {seed: [run for run in runs if run] for seed, runs in by_seed.items() if all(runs)}
+        return {seed: sum(run.part("device_hours")[kind] for run in runs) for seed, runs in whole.items()}
 
     def grid(self, row: str, protocol: str, settings: Sequence[str]) -> tuple[Floats, list[str], list[int]] | None:
-        """Scores [arms, settings, seeds], the arms and the seeds: of the seeds that have them all; None when none has."""
+        """Scores [arms, settings, seeds], the arms, and the seeds that have all of them; None when none has."""
         arms = self.arms(row, settings[0]) if settings else []
         cells = [[self.scores(row, setting, arm, protocol) for setting in settings] for arm in arms]
         seeds = common(cell for line in cells for cell in line)
@@ -139,7 +142,10 @@ def find(folder: Path) -> list[Path]:
 
 
 def load(folder: Path, notes: list[str]) -> Study:
-    """The study in `folder`; what cannot be read of its runs is noted. Raises DataError for a damaged or newer study.json."""
+    """The study in `folder`; what is unreadable of its runs is noted.
+
+    Raises DataError when study.json is damaged or newer than this package.
+    """
     record = records.read_json(folder / STUDY)
     records.check_schema(record, folder / STUDY)
     members = []

@@ -1,9 +1,8 @@
-"""What the page says about a study: its scores with intervals, beside the paper's, and what they cost. Never imports torch."""
+"""A study on the page: scores with intervals, beside the paper's, and what they cost. Never imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ def section(study: Study) -> JSON:
         "savings": _savings(study),
         "costs": _costs(study),
         "table2": published.hours() if study.name == "pretraining_time" else {},
-        "own_gains": {p: published.own_gain(p) for p in study.protocols if p.startswith("labels_") and study.name == "label_fractions"},
+        "own_gains": {name: published.own_gain(name) for name in study.protocols if name in published.SHARES},
         "curves": _curves(study),
     }
 
@@ -72,9 +71,8 @@ def mean_of(values: BySeed) -> Estimate | None:
 
 def difference_of(one: BySeed, other: BySeed) -> Estimate | None:
     """Mean of the paired differences with its interval."""
-    if not (seeds := common([one, other])):
-        return None
-    return robustness.estimate(lambda a, b: robustness.average(a) - robustness.average(b), _array(one, seeds), _array(other, seeds))
+    seeds = common([one, other])
+    return robustness.estimate(robustness.gap, _array(one, seeds), _array(other, seeds)) if seeds else None
 
 
 def _array(values: BySeed, seeds: Sequence[int]) -> robustness.Floats:
@@ -82,20 +80,19 @@ def _array(values: BySeed, seeds: Sequence[int]) -> robustness.Floats:
 
 
 def _arms(study: Study) -> list[str]:
-    return list(dict.fromkeys(arm for row in study.rows for setting in study.settings for arm in study.arms(row, setting)))
+    pairs = [(row, setting) for row in study.rows for setting in study.settings]
+    return list(dict.fromkeys(arm for pair in pairs for arm in study.arms(*pair)))
 
 
 def _figures(study: Study) -> list[Chart]:
     """Figure 2 drawn anew: a chart per protocol and arm, a line per row, whiskers for the intervals."""
-    if len(study.settings) < 2:
-        return []
     axis = Axis(str(study.record["axis"]), tuple(study.settings))
+    caption = f"{METRICS[study.target]} on held-back images."
     drawn = []
-    for protocol in study.protocols:
+    for protocol in study.protocols if len(study.settings) > 1 else []:
         for arm in _arms(study):
             lines = [line for i, row in enumerate(study.rows) if (line := _curve(study, row, arm, protocol, i))]
-            title = f"{arm}, {protocol}"
-            drawn += [charts.draw(title, f"{METRICS[study.target]} on held-back images.", lines, axis=axis)] if lines else []
+            drawn += [charts.draw(f"{arm}, {protocol}", caption, lines, axis=axis)] if lines else []
     return drawn
 
 
@@ -148,25 +145,28 @@ def _robustness(study: Study, protocol: str) -> JSON:
         drop, less_drop = steadier(study, row, other, protocol, robustness.worst_drop)
         beside = dino is not None and row != dino
         rows.append({
-            "row": row, "control": row in CONTROLS, "variance": variance, "noise": robustness.noise(whole[0]), "drop": drop,
-            "variance_less": less if beside else None, "drop_less": less_drop if beside else None,
+            "row": row, "control": row in CONTROLS, "noise": robustness.noise(whole[0]),
+            "variance": variance, "variance_less": less if beside else None,
+            "drop": drop, "drop_less": less_drop if beside else None,
         })  # fmt: skip
     return {"protocol": protocol, "dino": dino, "rows": rows, "paper": published.tables()["variances"].get(study.name)}
 
 
 def _printed(study: Study) -> list[JSON]:
     """The paper's tables, every number beside ours where there is one."""
+    usual = next((protocol for protocol in USUAL if protocol in study.protocols), "")
     found = []
     for number, table in published.tables_of(study.name).items():
         lines = []
         for line in table["values"]:
             row = study.first(published.rows_of(line["row"]), lambda name: name == INITIAL or study.finished(name))
-            setting = str(line.get("setting", study.record["standard"]))
-            protocol = line.get("protocol") or next((p for p in USUAL if p in study.protocols), "")
-            for arm in (key for key, value in line.items() if isinstance(value, list)):
-                ours = mean_of(study.scores(row, setting, arm, protocol)) if row and setting in study.settings else None
-                lines.append({"line": line, "arm": arm, "row": row, "paper": line[arm][0], "ours": ours, "protocol": protocol,
-                              "less": ours.value - line[arm][0] if ours else None})  # fmt: skip
+            setting, protocol = str(line.get("setting", study.record["standard"])), line.get("protocol") or usual
+            for arm, (printed, _) in ((key, value) for key, value in line.items() if isinstance(value, list)):
+                ours = mean_of(study.scores(row, setting, arm, protocol)) if row else None
+                less = ours.value - printed if ours else None
+                lines.append(
+                    {"line": line, "arm": arm, "protocol": protocol, "paper": printed, "ours": ours, "less": less}
+                )
         found.append({"number": number, "table": table, "lines": lines})
     return found
 
@@ -174,14 +174,15 @@ def _printed(study: Study) -> list[JSON]:
 def _costs(study: Study) -> JSON:
     """Hours and FLOPs of pretraining per row, at the standard setting."""
     setting = str(study.record["standard"])
-    rows = []
+    rows: list[JSON] = []
+    longest = 0.0
     for row in study.rows if setting in study.settings else []:
         if took := mean_of(study.hours(row, setting)):
             counted = flops(study.finished(row, setting))
             rate = counted / took.value / 3600 if counted else None
             total = mean_of(study.hours(row, setting, "total"))
             rows.append({"row": row, "train": took, "total": total, "flops": counted, "rate": rate})
-    longest = max((cost["train"].value for cost in rows), default=0.0)
+            longest = max(longest, took.value)
     return {"setting": setting, "rows": rows, "longest": longest or 1.0}
 
 
@@ -190,11 +191,11 @@ def flops(runs: Sequence[Run]) -> float | None:
     if not runs or any(not run.record.get("flops_per_image") for run in runs):
         return None
     seeds = len({run.record.get("seed") for run in runs})
-    return sum(float(run.record["flops_per_image"]) * run.record["images_seen"] for run in runs) / seeds
+    return float(sum(run.record["flops_per_image"] * run.record["images_seen"] for run in runs)) / seeds
 
 
 def _savings(study: Study) -> list[JSON]:
-    """Share of device-hours, and of FLOPs, that every other row saves against every DINO recipe, at the standard setting."""
+    """Share of device-hours, and of FLOPs, that every row saves against every DINO recipe, at the standard setting."""
     setting = str(study.record["standard"])
     dinos = [row for row in published.rows_of("dino") if row in study.rows]
     found = []
@@ -207,8 +208,8 @@ def _savings(study: Study) -> list[JSON]:
     return found
 
 
-def _curves(study: Study) -> list[Any]:
+def _curves(study: Study) -> list[Chart]:
     """Loss and ranks of the first seed at the standard setting."""
-    setting, seed = str(study.record["standard"]), min((m.seed for m in study.members), default=0)
-    runs = [m.run for m in study.members if m.setting == setting and m.seed == seed and m.run is not None and m.run.done]
+    shown = (str(study.record["standard"]), min((member.seed for member in study.members), default=0))
+    runs = [member.ended for member in study.members if (member.setting, member.seed) == shown and member.ended]
     return [chart for start in range(0, len(runs), MOST) for chart in charts.overlay(runs[start : start + MOST])]

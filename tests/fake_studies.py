@@ -32,7 +32,12 @@ def score(row: str, setting: str, seed: int, arm: str, dice: random.Random) -> f
 
 
 def batch_size(
-    root: Path, *, seeds: int = 5, runs: tuple[str, ...] = RUNS, protocols: tuple[str, ...] = ("linear", "knn"), **fields: Any
+    root: Path,
+    *,
+    seeds: int = 5,
+    runs: tuple[str, ...] = RUNS,
+    protocols: tuple[str, ...] = ("linear", "knn"),
+    **fields: Any,
 ) -> Path:
     """The study of batch sizes, every run done; DINO moves most with the setting, CASS has collapsed."""
     dice, plan = random.Random(0), {}
@@ -53,11 +58,18 @@ def _run(root: Path, row: Row, dice: random.Random) -> None:
     fallen = [{"step": 30, "arm": "vit", "why": "all images get the same output"}] if method == "cass_paper" else []
     hours = {"dino_small": 0.15}.get(method, 0.05) * dice.uniform(0.97, 1.03)
     folder = add_run(
-        root, row.folder, "cass_contrast" if method == "contrast_noise" else method, steps=40, seed=row.seed, collapse=fallen,
+        root, row.folder, "cass_contrast" if method == "contrast_noise" else method, steps=40, seed=row.seed,
+        collapse=fallen,
         arms={name: ARMS[name] for name in arms}, device_hours={"total": 1.1 * hours, "train": hours},
         data=DATA | {"noise": method == "contrast_noise"}, flops_per_image=2e10 if arm else 1e10,
     )  # fmt: skip
     for name in row.evaluations:
         who = "initial" if name.startswith("initial-") else method
         found = {one: (score(who, row.setting, row.seed, one, dice),) * 3 for one in arms}
-        add_scores(folder, found, name=name, protocol=name.removeprefix("initial-"), weights="initial" if who == "initial" else "run")
+        add_scores(
+            folder,
+            found,
+            name=name,
+            protocol=name.removeprefix("initial-"),
+            weights="initial" if who == "initial" else "run",
+        )

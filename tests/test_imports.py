@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
     "types errors words dist rng machine",
     "losses views warp colour encoders schedule precision meter checkpoint records monitor console optim methods.base",
-    "methods data average results charts page samples estimate run selftest evidence",
-    "ledger train evaluation study checkup",
+    "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
+    "robustness studies claims study_page",
+    "ledger train evaluation checkup",
     "cli verbs measure __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
@@ -32,7 +33,9 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "nvidia": None,
     "deepspeed": None,
 }
-WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
+WITHOUT_TORCH = (
+    "types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup", "grid", "slots", "forecast",
+)  # fmt: skip
 
 
 class Import(NamedTuple):

@@ -53,7 +53,7 @@ def assign(labels: Sequence[str], groups: Sequence[str], split: Sequence[float],
 
 
 def some_labels(manifest: Manifest, ids: Tensor, share: float, seed: int) -> Tensor:
-    """A stratified share of the labelled ids, never splitting a group. Raises DataError where a class would be empty."""
+    """A stratified share of the labelled ids that splits no group. Raises DataError where a class would be empty."""
     if share == 1:
         return ids
     rows = ids.tolist()

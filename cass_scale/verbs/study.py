@@ -21,6 +21,7 @@ from cass_scale.data.plan import Plan
 from cass_scale.errors import EXIT_FAILED, EXIT_OK, ConfigError, Preempted, Problems
 from cass_scale.forecast import Forecast, Shape, forecast
 from cass_scale.grid import Row
+from cass_scale.measure.peaks import matrix_product
 from cass_scale.page import hours
 from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
@@ -32,11 +33,10 @@ from cass_scale.verbs.wire import Build, choose_device, without
 
 ROW = (sys.executable, "-m", "cass_scale.verbs.row")
 PATIENCE = 60  # seconds that rows of a killed study may take to save and leave
-PRODUCT = 2048  # side of the matrices that tell a device's rate
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
-    """Run what is left of the study; returns study.json. Raises Preempted after SIGTERM; `exit_code` 1: a row failed."""
+    """Run what is left of the study; returns study.json, `exit_code` 1 when a row failed. Raises Preempted."""
     console = Console(quiet=call.quiet)
     study, rows, folder = settle(config)
     configs = check(rows, build)
@@ -51,7 +51,9 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     with lock(folder, "out"):
         begin(folder, study, rows, config, slots, call)
         failed = run_rows(rows, folder, slots, console)
-    console.say(f"{len(rows) - failed} of {len(rows)} rows done; next: cass-scale report runs={folder} out={folder}.html")
+    console.say(
+        f"{len(rows) - failed} of {len(rows)} rows done; next: cass-scale report runs={folder} out={folder}.html"
+    )
     return records.read_json(folder / STUDY) | {"exit_code": EXIT_FAILED if failed else EXIT_OK}
 
 
@@ -129,15 +131,17 @@ def begin(
 ) -> None:
     """Write study.json: the plan, beside what it held before. Raises ConfigError when a row of it was another one."""
     path = folder / STUDY
-    old = records.read_json(path) if path.exists() else {"rows": {}, "failed": {}, "started": records.now()}
+    fresh: JSON = {"rows": {}, "failed": {}, "started": records.now()}
+    old = records.read_json(path) if path.exists() else fresh
     new = {row.folder: row.record() for row in rows}
-    clash = [f"{key}: {change}" for key, row in new.items() if key in old["rows"] for change in _changes(old["rows"][key], row)]
+    both = [key for key in new if key in old["rows"]]
+    clash = [f"{key}: {change}" for key in both for change in _changes(old["rows"][key], new[key])]
     if clash:
         more = f"; and {len(clash) - 3} more" if len(clash) > 3 else ""
         raise ConfigError(
             f"out={folder} holds another study ({'; '.join(clash[:3])}{more}): give the same words, or another out"
         )
-    for key in new.keys() & old["rows"].keys():
+    for key in both:
         new[key]["evaluations"] = old["rows"][key]["evaluations"] | new[key]["evaluations"]
     sharing = max(old.get("jobs_per_device", 1), max(list(slots).count(slot) for slot in slots))
     fixed = {key: study[key] for key in ("name", "title", "axis", "standard")}
@@ -154,11 +158,11 @@ def _changes(old: JSON, new: JSON) -> list[str]:
     common = old["evaluations"].keys() & new["evaluations"].keys()
     pairs = [("", old["words"], new["words"])]
     pairs += [(f"{name} ", old["evaluations"][name], new["evaluations"][name]) for name in sorted(common)]
-    return [
-        f"{what}{' '.join(w for w in was if w not in now) or 'nothing'} -> {' '.join(w for w in now if w not in was) or 'nothing'}"
-        for what, was, now in pairs
-        if set(was) != set(now)
-    ]
+    return [f"{what}{_only(was, now)} -> {_only(now, was)}" for what, was, now in pairs if set(was) != set(now)]
+
+
+def _only(words: Sequence[str], others: Sequence[str]) -> str:
+    return " ".join(word for word in words if word not in others) or "nothing"
 
 
 def commands(row: Row, folder: Path) -> list[list[str]]:
@@ -193,10 +197,12 @@ def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], con
         else:
             took.append((row.shape, end.seconds))
         note_end(folder, row, end.why)
-        text = "failed" if end.why else f"done in {hours(end.seconds / 3600)}"
-        console.say(f"row {len(rows) - len(left)}/{len(rows)}  {row.shown}: {text}{eta(left, by_name, took, len(slots))}")
+        how = "failed" if end.why else f"done in {hours(end.seconds / 3600)}"
+        rest = eta(left, by_name, took, len(slots))
+        console.say(f"row {len(rows) - len(left)}/{len(rows)}  {row.shown}: {how}{rest}")
 
-    jobs = [Job(key, (*ROW, json.dumps(todo)), folder / "logs" / f"{key.replace('/', '-')}.log") for key, todo in left.items()]
+    logs = {key: folder / "logs" / f"{key.replace('/', '-')}.log" for key in left}
+    jobs = [Job(key, (*ROW, json.dumps(todo)), logs[key]) for key, todo in left.items()]
     with StopSignal() as stop:
         if not work(jobs, slots, ended, lambda: bool(stop.name)):
             raise Preempted(f"{stop.name}: rows under way have saved; the same command again continues the study")
@@ -237,9 +243,9 @@ def dry_run(
     for shape, config in configs.items():
         resolved = precision.resolve(config["train"]["precision"], device)
         batch = config["train"]["batch_size"]
-        cost = pretrain.step_cost(config, build, settings.arm_specs(config), batch // config["train"]["accumulate"], resolved)
+        cost = pretrain.cost_of_a_step(config, build, settings.arm_specs(config), batch)
         flops[shape] = cost.flops_per_image * batch * total_steps(config, images // batch)
-    rate = product_rate(device, resolved.autocast_dtype or torch.float32)
+    rate = matrix_product(device, resolved.autocast_dtype or torch.float32)
     table = [_dry_line(shape, rows, left, took, flops, rate) for shape in configs]
     console.table(("row", "setting", "seeds", "left", "PFLOP each", "device-hours each"), table)
     expected = forecast([row.shape for row in left], took, flops, rate) or Forecast(0.0, 0, 0, 0)
@@ -260,14 +266,3 @@ def _dry_line(shape: Shape, rows: Sequence[Row], left: Sequence[Row], took: Any,
     one = forecast([shape], took, flops, rate)
     seeds, to_run = (sum(row.shape == shape for row in some) for some in (rows, left))
     return [*shape, str(seeds), str(to_run), f"{flops[shape] / 1e15:.3g}", f"{one.seconds / 3600:.3g}" if one else ""]
-
-
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large matrix products, the best of three."""
-    one = torch.ones(PRODUCT, PRODUCT, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
-        float((one @ one)[0, 0])  # waits for the device
-        best = max(best, 2 * PRODUCT**3 / (time.perf_counter() - started))
-    return best
