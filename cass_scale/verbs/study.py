@@ -80,14 +80,19 @@ def check(rows: Sequence[Row], build: Build) -> dict[Shape, JSON]:
     for row in rows:
         first.setdefault(row.shape, row)
     configs, wrong = {}, defaultdict[str, list[Shape]](list)
+    scoring: dict[tuple[str, ...], list[str]] = {}  # most rows are scored alike
     for shape, row in first.items():
         problems = Problems()
         with problems.collecting():
             configs[shape] = compose_config("pretrain", row.words)
             pretrain.check(configs[shape], build)
         for words in row.evaluations.values():
-            with problems.collecting():
-                settings.check_values(compose_config("evaluate", words), settings.EVALUATE, problems)
+            if words not in scoring:
+                one = Problems()
+                with one.collecting():
+                    settings.check_values(compose_config("evaluate", words), settings.EVALUATE, one)
+                scoring[words] = one.found
+            problems.found += scoring[words]
         for problem in dict.fromkeys(problems.found):
             wrong[problem].append(shape)
     if wrong:
@@ -106,11 +111,8 @@ def _where(shapes: Sequence[Shape], all_shapes: Sequence[Shape]) -> str:
 
 def check_data(configs: Mapping[Shape, JSON], rows: Sequence[Row], build: Build) -> Manifest:
     """The images, read once. Raises DataError when they are fewer than a batch, or lack labels that a score needs."""
-    sources = {json.dumps(without(config["data"], "noise")): config for config in configs.values()}
-    for config in sources.values():
-        manifest: Manifest = build(without(config["data"], "noise"))
-    for batch in sorted({config["train"]["batch_size"] for config in configs.values()}, reverse=True):
-        Plan(manifest.rows("train"), batch, seed=0)
+    manifest: Manifest = build(without(next(iter(configs.values()))["data"], "noise"))
+    Plan(manifest.rows("train"), max(config["train"]["batch_size"] for config in configs.values()), seed=0)
     if any(row.evaluations for row in rows):
         evaluate.held_back(manifest)
     return manifest
