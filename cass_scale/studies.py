@@ -91,10 +91,9 @@ class Study:
         return [m.ended for m in found if m.ended]
 
     def arms(self, row: str, setting: str) -> list[str]:
-        """Names of the arms that a row trains at a setting."""
+        """Names of the arms that a row trains at a setting, sorted."""
         rows = {member.row for member in self.members} if row == INITIAL else {row}
-        runs = [run for one in rows for run in self.finished(one, setting)]
-        return list(dict.fromkeys(arm for run in runs for arm in run.part("arms")))
+        return sorted({arm for one in rows for run in self.finished(one, setting) for arm in run.part("arms")})
 
     def scores(self, row: str, setting: str, arm: str, protocol: str) -> BySeed:
         """The target metric by seed; only of runs that reached their end."""

@@ -17,7 +17,7 @@ LEVELS = {  # macro F1 of cnn and vit at the middle setting, and by how much it 
 }  # fmt: skip
 RUNS = ("cass_paper", "cass_contrast", "cass_null", "contrast_noise", "dino_small/cnn", "dino_small/vit")
 SETTINGS = ("8", "16", "32")
-FIXED = {
+FIXED: dict[str, Any] = {
     "schema": 1, "verb": "study", "name": "batch_size", "title": "Batch size", "axis": "batch size", "standard": "16",
     "preset": "quick", "target": "macro_f1", "settings": list(SETTINGS), "protocols": ["finetune", "linear", "knn"],
     "command": "cass-scale study name=batch_size preset=quick data.path=data/brain_mri", "jobs_per_device": 1,
@@ -48,7 +48,8 @@ def batch_size(
                 row = Row(name, setting, seed, (f"method={name}", f"seed={seed}"), {n: () for n in names})
                 plan[row.folder] = row.record()
                 _run(root, row, dice)
-    records.write_json(root / STUDY, FIXED | {"rows": plan} | fields)
+    known = list(dict.fromkeys([*FIXED["protocols"], *protocols]))
+    records.write_json(root / STUDY, FIXED | {"rows": plan, "protocols": known} | fields)
     return root
 
 

@@ -42,7 +42,8 @@ def test_one_odd_hiccup_among_many_does_not_hide_a_change() -> None:
 
 
 def test_turns_and_repeated_times_are_one_figure_and_epochs_are_not() -> None:
-    figures = {"folder/1": [{"start": s, "epochs": [{"s": 1.0}, {"s": 2.0}], "name": "x", "ok": True} for s in (3.0, 4.0)]}
+    turns = [{"start": s, "epochs": [{"s": 1.0}, {"s": 2.0}], "name": "x", "ok": True} for s in (3.0, 4.0)]
+    figures = {"folder/1": turns}
     assert paired(figures, {})["folder/1.start"] == ([3.0, 4.0], [])
     assert paired(figures, figures)["folder/1.epochs.1.s"] == ([2.0, 2.0], [2.0, 2.0])
     assert [value for _, value in leaves({"bare": [{"times": [1, 2]}, {"times": [3]}]})] == [1.0, 2.0, 3.0]
@@ -51,8 +52,8 @@ def test_turns_and_repeated_times_are_one_figure_and_epochs_are_not() -> None:
 def test_other_options_machines_and_versions_are_said(tmp_path: Path) -> None:
     a = record(tmp_path / "a", {"x": [1, 2]})
     b = record(
-        tmp_path / "b", {"x": [1, 2]}, options={"batch": 32}, machine="H200", versions={"cass-scale": "0.2.0", "torch": "3.0"},
-        git={"sha": "b" * 40, "dirty": True},
+        tmp_path / "b", {"x": [1, 2]}, options={"batch": 32}, machine="H200",
+        versions={"cass-scale": "0.2.0", "torch": "3.0"}, git={"sha": "b" * 40, "dirty": True},
     )  # fmt: skip
     text = bench("name=compare", f"a={a}", f"b={b / 'run.json'}", quiet=True)["table"]
     assert "batch: 16 -> 32" in text and "machine: Xeon, 2 cores -> H200" in text and "torch: 2.13.0 -> 3.0" in text
@@ -65,7 +66,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"answer different questions: 'How fast\?' and 'How large\?'"):
         bench("name=compare", f"a={a}", f"b={other}", quiet=True)
     old = record(tmp_path / "old", {}, schema=0, git={"sha": "c" * 40, "dirty": False})
-    with pytest.raises(ConfigError, match=r"schema 1 \(cass-scale 0.1.0 at a{12}\), b has schema 0 \(cass-scale 0.1.0 at c{12}\)"):
+    both = r"a has schema 1 \(cass-scale 0.1.0 at a{12}\), b has schema 0 \(cass-scale 0.1.0 at c{12}\)"
+    with pytest.raises(ConfigError, match=both):
         bench("name=compare", f"a={a}", f"b={old}", quiet=True)
     records.write_json(tmp_path / "run.json", {"schema": 1, "status": "done"})
     with pytest.raises(DataError, match=r"b=.* is no record of a benchmark; give a folder"):

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 from PIL import Image
 
 from tests.fake_runs import demo, page_of
+from tests.fake_studies import batch_size
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (`apt-get install chromium`)")
@@ -47,7 +48,8 @@ def chromium(folder: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
-    page_of(demo(folder / "runs"))
+    batch_size(demo(folder / "runs") / "study-batch_size-quick", seeds=3)
+    page_of(folder / "runs")
     return folder
 
 

@@ -36,7 +36,9 @@ def test_all_are_run_and_a_failed_one_leaves_its_last_words(tmp_path: Path) -> N
 
 def test_each_slot_has_its_device_and_its_share_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    said = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES'), 'OMP_NUM_THREADS' in os.environ); time.sleep(.5)"
+    said = (
+        "import os, time; e = os.environ; print(e.get('CUDA_VISIBLE_DEVICES'), 'OMP_NUM_THREADS' in e); time.sleep(.5)"
+    )
     ended: list[Ended] = []
     started = time.monotonic()
     assert work([job(tmp_path, name, said) for name in "abcd"], ["3", "5"], ended.append, lambda: False)
@@ -61,10 +63,12 @@ signal.signal(signal.SIGTERM, stop); pathlib.Path({str(tmp_path / "begun")!r}).t
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
 def test_children_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
-    child = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    place = str(tmp_path / "pid")
+    child = f"import os, pathlib, time; pathlib.Path({place!r}).write_text(str(os.getpid())); time.sleep(60)"
     parent = (
         "import sys; from pathlib import Path; from cass_scale.slots import Job, work; "
-        f"work([Job('x', (sys.executable, '-c', {child!r}), Path({str(tmp_path / 'x.log')!r}))], [None], print, lambda: False)"
+        f"job = Job('x', (sys.executable, '-c', {child!r}), Path({str(tmp_path / 'x.log')!r})); "
+        "work([job], [None], print, lambda: False)"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=Path(__file__).parents[1])
     pid = _wait_for(lambda: int((tmp_path / "pid").read_text() or 0) if (tmp_path / "pid").exists() else 0)
