@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from cass_scale.errors import Problems
 from cass_scale.types import JSON
@@ -24,7 +24,7 @@ class Row:
     setting: str
     seed: int
     words: tuple[str, ...]
-    evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # record's name -> overrides
+    evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # protocol's name in the study -> overrides
 
     @property
     def folder(self) -> str:
@@ -46,6 +46,21 @@ class Row:
         evaluations = {name: list(words) for name, words in self.evaluations.items()}
         own: JSON = {"row": self.name, "setting": self.setting, "seed": self.seed, "words": list(self.words)}
         return own | {"evaluations": evaluations}
+
+
+class Score(NamedTuple):
+    """What tells the evaluations of a run apart."""
+
+    protocol: str
+    weights: str
+    labels: float  # share that is learnt from
+
+
+def score_of(words: Iterable[str]) -> Score:
+    """The evaluation that overrides ask for."""
+    keys = {_key(word): word.partition("=")[2] for word in words}
+    share = float(keys.get("labels", "1").strip("[]"))
+    return Score(keys.get("protocol", "knn"), keys.get("weights", "run"), share)
 
 
 def shrunk(study: Mapping[str, Any], preset: str) -> JSON:
@@ -78,6 +93,8 @@ def plan(study: Mapping[str, Any], asked: Mapping[str, Any], passed: Sequence[st
             problems.check(
                 not other, f"{word} contradicts {what} {', '.join(other)}, which set {key}; choose {what}=[...]"
             )
+    alike = [name for name, own in protocols.items() if [*map(score_of, protocols.values())].count(score_of(own)) > 1]
+    problems.check(not alike, f"protocols: {', '.join(alike)} leave the same record; they differ in no protocol or labels")
     problems.raise_if_any()
     first = next((name for name in rows if "/" not in name), None)  # both arms: its initial weights are everybody's
     made = []

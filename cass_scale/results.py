@@ -118,7 +118,7 @@ def load(folder: Path, apart: Sequence[Path] = ()) -> tuple[list[Run], list[str]
 def read_run(folder: Path, name: str, notes: list[str]) -> Run | None:
     """The run in `folder`, or None and a note when its record cannot be read."""
     record = _readable(folder / records.RUN, notes)
-    return Run(folder, name, record, _rows(folder, notes), list(_evaluations(folder, notes))) if record else None
+    return Run(folder, name, record, _rows(folder, notes), list(read_evaluations(folder, notes))) if record else None
 
 
 def _readable(path: Path, notes: list[str]) -> JSON | None:
@@ -142,13 +142,14 @@ def _rows(folder: Path, notes: list[str]) -> list[JSON]:
         return []
 
 
-def _evaluations(folder: Path, notes: list[str]) -> Iterator[JSON]:
+def read_evaluations(folder: Path, notes: list[str]) -> Iterator[JSON]:
+    """The evaluations of the run in `folder`; what cannot be read is noted."""
     for path in sorted((folder / "evaluate").glob("*.json")):
         value = _readable(path, notes)
         if value is not None and not {"protocol", "weights", "n_test", "arms"} <= value.keys():
             notes.append(f"Left out: {path} is not an evaluation; it lacks protocol, weights, n_test or arms")
         elif value is not None:
-            yield {**value, "name": path.stem}
+            yield value
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from cass_scale import records
 from cass_scale.errors import DataError
-from cass_scale.results import Run, read_run
+from cass_scale.grid import Score, score_of
+from cass_scale.results import Run, read_evaluations, read_run
 from cass_scale.robustness import Floats
 from cass_scale.types import JSON
 
@@ -27,7 +28,7 @@ class Member:
     name: str  # row, or row/arm
     setting: str
     seed: int
-    evaluations: tuple[str, ...]  # names of the records that are due
+    evaluations: dict[str, Score]  # that are due, by the study's name of the protocol
     run: Run | None
     failed: str  # last words
 
@@ -44,8 +45,8 @@ class Member:
     @property
     def done(self) -> bool:
         """Whether it has ended and every evaluation is there."""
-        scored = {evaluation["name"] for evaluation in self.run.evaluations} if self.run else set()
-        return self.ended is not None and set(self.evaluations) <= scored
+        scored = set(map(score, self.run.evaluations)) if self.run else set()
+        return self.ended is not None and set(self.evaluations.values()) <= scored
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Study:
             if member.ended is None or member.setting != setting or row not in (member.row, INITIAL):
                 continue
             for evaluation in member.ended.evaluations:
-                value = evaluation["arms"].get(arm, {}).get(self.target) if evaluation["name"] == wanted else None
-                if value is not None:
+                value = evaluation["arms"].get(arm, {}).get(self.target)
+                if value is not None and score(evaluation) == member.evaluations.get(wanted):
                     found[member.seed] = value
         return found
 
@@ -152,7 +153,8 @@ def load(folder: Path, notes: list[str]) -> Study:
         there = (folder / place / records.RUN).exists()
         run = read_run(folder / place, place, notes) if there else None
         why = record["failed"].get(place, "")
-        members.append(Member(row["row"], row["setting"], row["seed"], tuple(row["evaluations"]), run, why))
+        due = {name: score_of(words) for name, words in row["evaluations"].items()}
+        members.append(Member(row["row"], row["setting"], row["seed"], due, run, why))
     return Study(folder, record, members)
 
 
@@ -162,6 +164,16 @@ def row_done(folder: Path) -> bool:
         return bool(records.read(folder)["status"] == "done")
     except DataError:
         return False
+
+
+def score(evaluation: JSON) -> Score:
+    """Which evaluation a record is of."""
+    return Score(evaluation["protocol"], evaluation["weights"], float(evaluation.get("labels") or 1))
+
+
+def scored(folder: Path) -> set[Score]:
+    """Evaluations that lie in a run folder; what cannot be read is not there."""
+    return {score(evaluation) for evaluation in read_evaluations(folder, [])}
 
 
 def row_seconds(folder: Path) -> float:

@@ -6,12 +6,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from cass_scale import rng
-from cass_scale.data.manifest import SPLITS, Manifest
-from cass_scale.errors import ConfigError, DataError
+from cass_scale.data.manifest import SPLITS
+from cass_scale.errors import ConfigError
 
 _Need = dict[str, list[float]]
 
@@ -50,21 +47,6 @@ def assign(labels: Sequence[str], groups: Sequence[str], split: Sequence[float],
         for i in units[u]:
             out[i] = SPLITS[best]
     return tuple(out)
-
-
-def some_labels(manifest: Manifest, ids: Tensor, share: float, seed: int) -> Tensor:
-    """A stratified share of the labelled ids that splits no group. Raises DataError where a class would be empty."""
-    if share == 1:
-        return ids
-    rows = ids.tolist()
-    labels, groups = [manifest.labels[i] for i in rows], [manifest.groups[i] for i in rows]
-    parts = assign(labels, groups, (share, 0.0, 1.0 - share), seed)
-    picked = [i for i, part in zip(rows, parts, strict=True) if part == "train"]
-    had, left = (Counter(c for i in some for c in manifest.labels[i].split("|")) for some in (rows, picked))
-    if lost := sorted(had.keys() - left.keys()):
-        few = ", ".join(f"{c} ({had[c]} training images)" for c in lost)
-        raise DataError(f"labels={share:g} leaves no image of {few}; give a larger share, or images of more classes")
-    return torch.tensor(picked, dtype=torch.int64)
 
 
 def _neediest(counts: Counter[str], total: Counter[str], need: _Need, left: list[float], share: Sequence[float]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from cass_scale.console import Console
 from cass_scale.data.layouts import holds_shards
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
-from cass_scale.data.splits import assign, some_labels
+from cass_scale.data.splits import assign
 from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.evaluation.features import Features, extract
@@ -47,7 +46,6 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(other_data(config) or trained["data"], "noise"))
     rows, split = held_back(manifest)
-    rows["train"] = some_labels(manifest, rows["train"], config["labels"], config["seed"])
     job = Job(config, trained, build, manifest, rows, console)
     counts = f"{len(rows['train'])} images to learn from, {len(rows['test'])} ({split}) held back"
     console.say(f"{job.protocol['name']} on {manifest.name}: {counts}")
@@ -56,7 +54,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
     place = open_place(device, resolved, project=folder, trackers=[])
     arms = load_arms(config, folder, trained)
-    name = config["name"] or usual_name(job, arms)
+    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other_data(config) else [])])
+    name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
     (folder / "evaluate").mkdir(exist_ok=True)
     with lock(folder), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -73,14 +72,6 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         console.say(f"{arm:>8}  {numbers}")
     return record
-
-
-def usual_name(job: Job, arms: Iterable[str]) -> str:
-    """Of the record: scores of some arms, of fewer labels or of another set do not replace those of the run itself."""
-    config = job.config
-    parts = [job.protocol["name"], config["weights"], job.manifest.name if other_data(config) else ""]
-    parts += [*(arms if config["arm"] else ()), f"labels{config['labels']:g}" if config["labels"] < 1 else ""]
-    return "-".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,6 @@ def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
         "protocol": job.protocol["name"],
         "settings": job.protocol,
         "weights": job.config["weights"],
-        "labels": job.config["labels"],
         "data": {"name": manifest.name, "fingerprint": manifest.fingerprint(), "synthetic": manifest.synthetic},
         "split": split,
         "n_train": len(job.rows["train"]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -123,8 +122,6 @@ EVALUATE: dict[str, Rule] = {
     "run.dir": _or_null(TEXT),
     "data.path": _or_null(TEXT),
     "weights": _choice("run", "initial", "random"),
-    "labels": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, at most 1"),
-    "name": _or_null((lambda v: isinstance(v, str) and bool(re.fullmatch(r"[\w.%+-]+", v)), "a file's name")),
     "seed": _whole(0),
     "batch_size": _whole(1),
     "device": DEVICE,

@@ -25,7 +25,7 @@ from cass_scale.measure.peaks import matrix_product
 from cass_scale.page import hours
 from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
-from cass_scale.studies import STUDY, row_done, row_seconds
+from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import evaluate, pretrain, settings
 from cass_scale.verbs.folder import total_steps
@@ -170,12 +170,10 @@ def _only(words: Sequence[str], others: Sequence[str]) -> str:
 def commands(row: Row, folder: Path) -> list[list[str]]:
     """What is left to do of a row, as words of `cass-scale`."""
     place = folder / row.folder
+    there = scored(place)
     todo = [] if row_done(place) else [["pretrain", *row.words, f"run.dir={place}", "--quiet"]]
-    return todo + [
-        ["evaluate", *words, f"name='{name}'", f"run.dir={place}", "--quiet"]
-        for name, words in row.evaluations.items()
-        if not (place / "evaluate" / f"{name}.json").exists()
-    ]
+    due = [words for words in row.evaluations.values() if grid.score_of(words) not in there]
+    return todo + [["evaluate", *words, f"run.dir={place}", "--quiet"] for words in due]
 
 
 def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], console: Console) -> int:
