@@ -70,15 +70,19 @@ def by_table(root: Path, source: str, entries: Iterable[Entry], name_of: Callabl
     places: dict[str, list[str]] = defaultdict(list)
     for key in files:
         places[name_of(key)].append(key)
-    out = Listing([], [], [], [], [])
+    out, seen = Listing([], [], [], [], []), set()
     for entry in entries:
         first, *more = places.get(entry.image, [entry.image])
         if more:
             raise DataError(f"{root} holds {entry.image} twice, as {first} and {more[0]}; keep one")
+        if first in seen or first.startswith("/") or ".." in first.split("/"):
+            why = "twice; keep one row" if first in seen else "which leads out of the folder"
+            raise DataError(f"{source} in {root} names {entry.image} {why}")
+        seen.add(first)
         for column, value in zip(out, (first, tidy(entry.label), entry.group, entry.split), strict=False):
             column.append(value)
     out.notes.append(f"labels from {source} ({len(out.keys)} rows)")
-    if left := len(files.keys() - set(out.keys)):
+    if left := len(files.keys() - seen):
         out.notes.append(f"{left} images are not named in {source} and are left out")
     return Found(root, files, out)
 
@@ -93,11 +97,11 @@ def hot(row: Row, columns: Iterable[str], values: Sequence[str] = ("1", "1.0")) 
     return [column for column in columns if row[column].strip() in values]
 
 
-def named(row: Row, column: str, names: dict[str, str]) -> str:
-    """The class that a cell stands for. Raises DataError."""
-    if row[column] not in names:
-        raise DataError(f"{column}={row[column]!r} is not one of {', '.join(names)}")
-    return names[row[column]]
+def named(value: str, names: dict[str, str]) -> str:
+    """The class that a number stands for. Raises DataError."""
+    if value not in names:
+        raise DataError(f"a label is {value!r}, which is not one of {', '.join(names)}")
+    return names[value]
 
 
 def autoimmune(root: Path) -> Found:
@@ -148,14 +152,14 @@ def pcam_kaggle(root: Path) -> Found:
     """`train/id.tif` and train_labels.csv; the test images have no labels and are left out."""
     root = below(root, "train_labels.csv", "train")
     found = table(root / "train_labels.csv", "id", "label")
-    return by_table(root, "train_labels.csv", (Entry(row["id"], named(row, "label", TUMOR)) for row in found))
+    return by_table(root, "train_labels.csv", (Entry(row["id"], named(row["label"], TUMOR)) for row in found))
 
 
 def aptos2019(root: Path) -> Found:
     """`train_images/id_code.png` and train.csv; the test images have no labels and are left out."""
     root = below(root, "train.csv", "train_images")
     found = table(root / "train.csv", "id_code", "diagnosis")
-    return by_table(root, "train.csv", (Entry(row["id_code"], named(row, "diagnosis", APTOS)) for row in found))
+    return by_table(root, "train.csv", (Entry(row["id_code"], named(row["diagnosis"], APTOS)) for row in found))
 
 
 def chest_pneumonia(root: Path) -> Found:
@@ -221,17 +225,18 @@ def medmnist(root: Path, *, set: str, size: int) -> Found:
     about = INFO[set]
     file = f"{set}.npz" if size == 28 else f"{set}_{size}.npz"
     archive = Npz(below(root, file) / file)
-    classes = list(about["label"].values())
-    parts = [_medmnist(archive, split, classes, about["task"].startswith("multi-label")) for split in SPLITS]
+    multilabel = about["task"].startswith("multi-label")
+    parts = [_medmnist(archive, split, about["label"], multilabel) for split in SPLITS]
     found = autoimmune(expand(set, [archive.path], parts))
-    return found._replace(expected={**about["n_samples"], "classes": dict.fromkeys(classes)})
+    return found._replace(expected={**about["n_samples"], "classes": dict.fromkeys(about["label"].values())})
 
 
-def _medmnist(archive: Npz, split: str, classes: Sequence[str], multilabel: bool) -> Part:
-    values = archive.labels(f"{split}_labels")
+def _medmnist(archive: Npz, split: str, classes: dict[str, str], multilabel: bool) -> Part:
+    values = archive.labels(f"{split}_labels", len(classes) if multilabel else 1)
+    names = list(classes.values())
     if multilabel:
-        labels = ["|".join(c for c, hit in zip(classes, row, strict=True) if hit) or NEGATIVE for row in values]
+        labels = ["|".join(c for c, hit in zip(names, row, strict=True) if hit) or NEGATIVE for row in values]
     else:
-        labels = [classes[row[0]] for row in values]
+        labels = [named(str(row[0]), classes) for row in values]
     name = f"{split}_images"
     return Part(split, archive.shape(name), lambda: archive.images(name), labels, [""] * len(labels))

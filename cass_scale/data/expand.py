@@ -21,6 +21,7 @@ from cass_scale.data.layouts import CSV
 from cass_scale.errors import DataError, MissingExtra
 from cass_scale.machine import cache_folder, free_disk
 
+VERSION = 1  # of what is written: a change makes another folder
 PER_FOLDER = 1000
 BLOCK = 4096  # bytes that a small file takes on a disk
 
@@ -41,7 +42,7 @@ def expand(name: str, sources: Sequence[Path], parts: Sequence[Part]) -> Path:
     """The folder that holds the images of `parts`, made once for these files. Raises DataError, also without room."""
     for part in parts:
         _refuse_odd(name, part)
-    about = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
+    about = [[VERSION, str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sources]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     place = cache_folder() / "sets" / f"{name}-{digest}"
     need = sum(part.shape[0] * max(BLOCK, math.prod(part.shape[1:])) for part in parts)
@@ -91,10 +92,13 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def labels(self, name: str) -> NDArray[np.int64]:
-        """A whole array, [N, L]."""
+    def labels(self, name: str, width: int) -> NDArray[np.int64]:
+        """A whole array, [N, width]."""
         with _told(self.path), np.load(self.path) as arrays:
-            return np.asarray(arrays[name], dtype=np.int64)
+            values = np.asarray(arrays[name], dtype=np.int64)
+            if values.shape[1:] != (width,):
+                raise ValueError(f"{name} has the shape {values.shape}, not [N, {width}]")
+            return values
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an array of uint8."""
@@ -130,6 +134,8 @@ class Hdf5:
     def shape(self) -> tuple[int, ...]:
         """Of the dataset."""
         with _told(self.path), self._open(self.path) as file:
+            if (kind := file[self.name].dtype) != np.uint8:
+                raise ValueError(f"{self.name} is {kind}, not uint8")
             return tuple(file[self.name].shape)
 
     def rows(self) -> Iterator[Pixels]:

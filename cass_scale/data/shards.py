@@ -61,6 +61,8 @@ def read_header(root: Path) -> JSON:
     try:
         head: JSON = json.loads((root / SHARDS).read_text())
         head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+        if min(head["shards"], head["samples_per_shard"]) < 1:
+            raise ValueError("a number in it is not positive")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
     if not (root / MANIFEST).is_file():
@@ -137,13 +139,13 @@ def _examine(manifest: Manifest, workers: int | None) -> Examined:
     """Images that cannot be read any more are no rows; all damage is listed, by shard and image."""
     looks: dict[int, Look] = {}
     damaged: list[Bad] = []
-    for start, file, index in _parts(manifest):
+    for rows, file, index in _parts(manifest):
         if isinstance(index, Bad):
             damaged.append(index)
-        elif manifest.sha256[start : start + len(index.samples)] != tuple(s.sha256 for s in index.samples):
+        elif manifest.sha256[rows.start : rows.stop] != tuple(sample.sha256 for sample in index.samples):
             damaged.append(Bad(file, "is not the index of these images: it does not fit the manifest"))
         else:
-            found, wrong = _hold(manifest, start, index, workers)
+            found, wrong = _hold(manifest, rows, index, workers)
             looks |= found
             damaged += wrong
     notes = manifest.notes
@@ -154,20 +156,21 @@ def _examine(manifest: Manifest, workers: int | None) -> Examined:
     return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
 
 
-def _parts(manifest: Manifest) -> Iterator[tuple[int, str, ShardIndex | Bad]]:
-    """Of each shard: the row of its first image, and its index with its name, or why that cannot be read."""
+def _parts(manifest: Manifest) -> Iterator[tuple[range, str, ShardIndex | Bad]]:
+    """Of each shard: its rows, and its index with its name, or why that cannot be read."""
     root, start = manifest.root, 0
     if not (root / SHARDS).is_file():
         for index in indexes(root):
-            yield start, index.tar, index
+            yield range(start, start + len(index.samples)), index.tar, index
             start += len(index.samples)
         return
     head = read_header(root)
-    for number in range(head["shards"]):
-        path = root / f"{shard_name(number)}{SUFFIX}"
-        yield number * head["samples_per_shard"], path.name, _read_index(path)
-    if not 0 <= head["shards"] * head["samples_per_shard"] - len(manifest) < head["samples_per_shard"]:
-        yield 0, SHARDS, Bad(SHARDS, f"its numbers of shards and images are not those of {MANIFEST}")
+    number, size = head["shards"], head["samples_per_shard"]
+    for start in range(0, number * size, size):
+        path = root / f"{shard_name(start // size)}{SUFFIX}"
+        yield range(start, min(start + size, len(manifest))), path.name, _read_index(path)
+    if not 0 <= number * size - len(manifest) < size:
+        yield range(0), SHARDS, Bad(SHARDS, f"its numbers of shards and images are not those of {MANIFEST}")
 
 
 def _read_index(path: Path) -> ShardIndex | Bad:
@@ -177,7 +180,7 @@ def _read_index(path: Path) -> ShardIndex | Bad:
         return Bad(path.name, str(error))
 
 
-def _hold(manifest: Manifest, start: int, index: ShardIndex, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
+def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
     """One tar against its index: the looks of its good images by row of the manifest, and what is damaged."""
     tar, files = manifest.root / index.tar, LocalRanges()
     try:
@@ -195,7 +198,7 @@ def _hold(manifest: Manifest, start: int, index: ShardIndex, workers: int | None
             return Checked("", 0, str(error))
 
     looks, damaged = {}, [] if whole else [Bad(index.tar, what)]
-    for row, (sample, one) in enumerate(zip(index.samples, spread(check, index.samples, workers), strict=True), start):
+    for row, sample, one in zip(rows, index.samples, spread(check, index.samples, workers), strict=True):
         if one.look is not None:
             looks[row] = one.look
         else:
