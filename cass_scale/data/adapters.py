@@ -59,6 +59,12 @@ def by_folders(root: Path, names: Sequence[str], keep: Callable[[str], bool] = l
     return Found(root, files, read(root, files, "folders"))
 
 
+def by_csv(root: Path) -> Found:
+    """What the labels.csv in `root` names."""
+    files = walk(root)
+    return Found(root, files, read(root, files, "csv"))
+
+
 def stem(key: str) -> str:
     """File name without extension."""
     return PurePosixPath(key).stem
@@ -106,9 +112,7 @@ def named(value: str, names: dict[str, str]) -> str:
 
 def autoimmune(root: Path) -> Found:
     """Biopsies with a labels.csv: path, label (cell classes joined with |), patient_id."""
-    root = below(root, CSV)
-    files = walk(root)
-    return Found(root, files, read(root, files, "csv"))
+    return by_csv(below(root, CSV))
 
 
 def dermofit(root: Path) -> Found:
@@ -137,7 +141,7 @@ def pcam(root: Path) -> Found:
     files = [PCAM.format(part, f"{array}.h5") for part in ("train", "valid", "test") for array in "xy"]
     root = below(root, *files)
     place = expand("pcam", [root / file for file in files], [_pcam(root, part) for part in ("train", "valid", "test")])
-    return autoimmune(place)
+    return by_csv(place)
 
 
 def _pcam(root: Path, part: str) -> Part:
@@ -227,7 +231,7 @@ def medmnist(root: Path, *, set: str, size: int) -> Found:
     archive = Npz(below(root, file) / file)
     multilabel = about["task"].startswith("multi-label")
     parts = [_medmnist(archive, split, about["label"], multilabel) for split in SPLITS]
-    found = autoimmune(expand(set, [archive.path], parts))
+    found = by_csv(expand(set, [archive.path], parts))
     return found._replace(expected={**about["n_samples"], "classes": dict.fromkeys(about["label"].values())})
 
 

@@ -81,7 +81,7 @@ def _find(
     try:
         found = layout(Path(path).expanduser().absolute())
     except DataError as error:
-        raise DataError(f"{error}\n  this is not {name} as it is published: {page}") from error
+        raise DataError(f"{error}\n  {name} as it is published: {page}") from error
     notes = [*found.listing.notes, f"licence: {licence} ({page})"]
     if odd := _unexpected(found.listing, found.expected or expected or {}):
         if counts == "check":

@@ -48,10 +48,10 @@ def _check(path: Path, looks: bool) -> Checked:
         return Checked("", 0, "listed but not there")
     except OSError as error:
         return Checked("", 0, f"cannot be read: {error.strerror}")
-    return checked(data, looks)
+    return judge(data, looks)
 
 
-def checked(data: bytes, looks: bool) -> Checked:
+def judge(data: bytes, looks: bool) -> Checked:
     """What the bytes of one image tell."""
     try:
         pixels = decode(data, None)

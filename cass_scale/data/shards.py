@@ -17,7 +17,7 @@ from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
 from cass_scale.data.ranges import LocalRanges, read_checked
-from cass_scale.data.scan import Checked, checked, refuse_too_many, spread
+from cass_scale.data.scan import Checked, judge, refuse_too_many, spread
 from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
@@ -193,7 +193,7 @@ def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | Non
 
     def check(sample: Sample) -> Checked:
         try:
-            return checked(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
+            return judge(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
         except BadImage as error:
             return Checked("", 0, str(error))
 

@@ -256,7 +256,7 @@ def test_a_folder_that_is_laid_out_otherwise(home: Path) -> None:
         take("isic2019", home)
     said = str(error.value)
     assert said.startswith(f"looked for {TRUTH}, {ABOUT} in data.path={home} and in its folders; found a, b")
-    assert "this is not isic2019 as it is published: https://challenge.isic-archive.com" in said
+    assert "isic2019 as it is published: https://challenge.isic-archive.com" in said
     for name in ("a", "b"):
         fill(home, f"{name}/Training/x/1.png", f"{name}/Testing/x/1.png")
     with pytest.raises(DataError, match=r"/a and .*/b both hold Training, Testing; give one of them as data.path"):
