@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale report runs=runs out=runs/report.html",
     ),
     "verify": (
-        "find unreadable files, copies and leakage across splits in a folder of images",
+        "find unreadable files, damaged shards, copies and leakage across splits in a set of images",
         "cass-scale verify data.path=DIR out=runs/verify",
     ),
     "split": (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
+
+from cass_scale.data.decode import BadImage
 
 KEEP_OPEN = 64  # files per process; the usual limit of a system is 1024
 
@@ -48,3 +51,16 @@ class LocalRanges:
 
     def __reduce__(self) -> tuple[type[LocalRanges], tuple[()]]:
         return LocalRanges, ()
+
+
+def read_checked(files: LocalRanges, path: Path, offset: int, length: int, sha256: str) -> bytes:
+    """The bytes of one image, held against its checksum. Raises BadImage."""
+    try:
+        data = files.open_range(path, offset, length)
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from error
+    if len(data) < length:
+        raise BadImage("the shard is cut off before its end")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BadImage("its sha256 is not that of the index, the shard was changed")
+    return data

@@ -56,6 +56,17 @@ POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
 DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+DATA: dict[str, Rule] = {
+    "data.name": _or_null(TEXT),
+    "data.noise": BOOL,
+    "data.images": _whole(14),
+    "data.scale": _number(0.05, 4),
+    "data.max_bad": _number(0, 1),
+    "data.labels": _choice("auto", "none", "folders", "csv"),
+    "data.counts": _choice("check", "note"),
+    "data.layout.uncertain": _choice("zeros", "ones", "ignore"),
+    "data.layout.size": (lambda v: v in (28, 64, 128, 224), "28, 64, 128 or 224"),
+}
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
     "run.dir": _or_null(TEXT),
@@ -93,12 +104,7 @@ PRETRAIN: dict[str, Rule] = {
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
     "data.path": TEXT,
-    "data.name": _or_null(TEXT),
-    "data.noise": BOOL,
-    "data.images": _whole(14),
-    "data.scale": _number(0.05, 4),
-    "data.max_bad": _number(0, 1),
-    "data.labels": _choice("auto", "none", "folders", "csv"),
+    **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
@@ -133,8 +139,7 @@ EVALUATE: dict[str, Rule] = {
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
 VERIFY: dict[str, Rule] = {
-    "data.labels": PRETRAIN["data.labels"],
-    "data.max_bad": PRETRAIN["data.max_bad"],
+    **DATA,
     "few": _whole(1),
     "seed": _whole(0),
 }
@@ -147,8 +152,7 @@ SHARD: dict[str, Rule] = {
     ),
     "samples_per_shard": _whole(1),
     "workers": _auto_or(_whole(1)),
-    "data.max_bad": PRETRAIN["data.max_bad"],
-    "data.labels": PRETRAIN["data.labels"],
+    **DATA,
 }
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
@@ -180,6 +184,11 @@ def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> No
         found, value = _find(config, key)
         if found:
             problems.check(good(value), f"{key}={value}: {wanted} is needed")
+
+
+def refuse_noise(config: JSON, problems: Problems) -> None:
+    """For verbs that read images as they are."""
+    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; leave it out here")
 
 
 def _find(config: JSON, key: str) -> tuple[bool, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import IO
@@ -69,7 +68,7 @@ def check(config: JSON) -> Path:
     settings.check_values(config, settings.SHARD, problems)
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
-    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; shards hold the images")
+    settings.refuse_noise(config, problems)
     problems.raise_if_any()
     return out
 
@@ -97,10 +96,7 @@ def bad_lines(manifest: Manifest) -> list[str]:
 
 def refuse_small_disk(out: Path, need: int) -> None:
     """Raise DataError when the disk has not the room, before anything is written."""
-    here = out
-    while not here.exists():
-        here = here.parent
-    free = shutil.disk_usage(here).free
+    free = machine.free_disk(out)
     if need * ALLOWANCE > free:
         raise DataError(
             f"out={out} needs about {need * ALLOWANCE / 2**20:.0f} MiB and its disk has {free / 2**20:.0f} MiB free; "
