@@ -51,6 +51,9 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    tars: bool = (
+        False  # the images lie in the tars of `root`, not in files of their own; known from the place, not written
+    )
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.groups, self.splits, self.sha256, self.sizes)
