@@ -22,6 +22,14 @@ from cass_scale.types import Batch
 AHEAD = 2  # batches decoded, and beyond the readers' own read, before they are asked for
 
 
+def require() -> None:
+    """Raise MissingExtra where DALI is not installed."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("nvidia-dali-cuda130", "dali", "stream=dali") from error
+
+
 class DaliStream:
     """Batches of uint8 [B, 3, size, size], squashed, on `device`, by `plan`, from files or tars as the manifest says.
 
@@ -40,7 +48,7 @@ class DaliStream:
         device: torch.device | str,
         with_labels: bool = False,
     ) -> None:
-        _dali()
+        require()
         self.batch_size, self.steps_per_epoch = plan.batch_size, plan.steps_per_epoch
         self.device = torch.device(device)
         self.source = source_of(manifest)
@@ -67,7 +75,13 @@ class DaliStream:
         with self._lock:
             self._pipeline = None
 
-    def _read(self, ids: list[int]) -> _Read:
+    def _read(self, ids: list[int]) -> _Read | DataError:
+        try:
+            return self._fetch(ids)
+        except DataError as error:  # waits for its turn: the batches before it are good
+            return error
+
+    def _fetch(self, ids: list[int]) -> _Read:
         read = _Read(ids, {}, {})
         for place, row in enumerate(ids):
             try:
@@ -81,7 +95,9 @@ class DaliStream:
                 read.images[place] = self._ours(row, data)
         return read
 
-    def _decode(self, read: _Read) -> tuple[list[int], Tensor]:
+    def _decode(self, read: _Read | DataError) -> tuple[list[int], Tensor]:
+        if isinstance(read, DataError):
+            raise read
         with self._lock, torch.cuda.stream(self._copies):
             places = list(read.encoded)
             images = self._by_dali([read.ids[place] for place in places], list(read.encoded.values()))
@@ -132,30 +148,22 @@ class _Read(NamedTuple):
     images: dict[int, Tensor]
 
 
-def _dali() -> Any:
-    try:
-        import nvidia.dali
-    except ImportError as error:
-        raise MissingExtra("nvidia-dali-cuda130", "dali", "stream=dali") from error
-    return nvidia.dali
-
-
 def _pipeline(batch_size: int, size: int, workers: int, device: torch.device) -> Any:
-    dali, gpu = _dali(), device.type == "cuda"
-    from nvidia.dali import fn
+    from nvidia.dali import Pipeline, fn, types
 
+    gpu = device.type == "cuda"
     place = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
-    pipeline = dali.Pipeline(batch_size, workers, place, prefetch_queue_depth=1)
+    pipeline = Pipeline(batch_size, workers, place, prefetch_queue_depth=1)
     with pipeline:
         images = fn.decoders.image(
-            fn.external_source(name="encoded", dtype=dali.types.UINT8, ndim=1),
+            fn.external_source(name="encoded", dtype=types.UINT8, ndim=1),
             device="mixed" if gpu else "cpu",
-            output_type=dali.types.RGB,
+            output_type=types.RGB,
             adjust_orientation=False,
             jpeg_fancy_upsampling=True,  # as on the CPU
             hw_decoder_load=0.0,  # which images the hardware engine takes depends on the batch, and so would the pixels
         )
-        images = fn.resize(images, size=(size, size), interp_type=dali.types.INTERP_LINEAR, antialias=True)
+        images = fn.resize(images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(fn.transpose(images, perm=[2, 0, 1]))
     pipeline.build()
     return pipeline
