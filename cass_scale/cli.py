@@ -61,6 +61,8 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
+OF_SHARDS = ("stream=webdataset", "stream=dali")
+
 
 def config_dir() -> Path:
     """The top-level `configs` of a checkout, or its copy inside the installed package."""
@@ -269,8 +271,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
+    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
+        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
     return problems
 
 

@@ -50,7 +50,7 @@ def shards(
     if (root / SHARDS).is_file():
         read_header(root)
         found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name)
+        return replace(found, root=root, name=name or found.name, tars=True)
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
@@ -119,7 +119,7 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
     checked = [Checked(s.sha256, s.length, "") for _, s in rows]
     made = assemble(root, name, listing, checked, split, seed)
-    return replace(made, bad=tuple(bad for index in found for bad in index.bad))
+    return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
 
 
 def survey(

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from cass_scale.data.folder import Files
 from cass_scale.data.index import check_size
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.ranges import LocalRanges, read_checked
 from cass_scale.data.shards import indexes
-from cass_scale.data.stream import PlanStream
+from cass_scale.data.stream import PlanStream, Source
 from cass_scale.errors import DataError
 
 
@@ -21,6 +22,11 @@ class WebDatasetStream(PlanStream):
 
     def __init__(self, manifest: Manifest, plan: Plan, **options: Any) -> None:
         super().__init__(manifest, plan, Shards(manifest), **options)
+
+
+def source_of(manifest: Manifest) -> Source:
+    """The images of a manifest wherever they lie, for what reads files and tars alike."""
+    return Shards(manifest) if manifest.tars else Files(manifest)
 
 
 class Shards:

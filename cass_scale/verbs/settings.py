@@ -74,6 +74,7 @@ PRETRAIN: dict[str, Rule] = {
     "train.epochs": _whole(1),
     "train.max_steps": _or_null(_whole(1)),
     "train.accumulate": _whole(1),
+    "train.tail": _choice("drop", "carry"),
     "train.clip": _or_null(POSITIVE),
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,

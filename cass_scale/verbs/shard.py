@@ -9,12 +9,10 @@ from typing import IO
 from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
-from cass_scale.data.folder import Files
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import SHOWN
 from cass_scale.data.shrink import Recipe
-from cass_scale.data.stream import Source
-from cass_scale.data.webdataset import Shards
+from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.run import lock
 from cass_scale.types import JSON, Call
@@ -31,8 +29,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(config["data"], "noise"))
     recipe = Recipe(config["size"], config["resize"], config["quality"])
-    source: Source = Shards(manifest) if config["data"]["_target_"].endswith(".shards") else Files(manifest)
-    job = Conversion(manifest, source, out, recipe, config["samples_per_shard"])
+    job = Conversion(manifest, source_of(manifest), out, recipe, config["samples_per_shard"])
     refuse_other(job)
     todo = unfinished(job)
     need = estimate(job, todo)
