@@ -30,6 +30,9 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "ffcv": None,
     "nvidia": None,
     "deepspeed": None,
+    "pydicom": None,
+    "nibabel": None,
+    "openslide": None,
 }
 WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
 

@@ -9,15 +9,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cass_scale.data.cache import make_once
 from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import Checked, refuse_too_many
-from cass_scale.data.sources import DEFAULT_SPLIT, assemble
+from cass_scale.data.sources import DEFAULT_SPLIT, assemble, shown_by
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
+from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
@@ -33,6 +35,7 @@ def shards(
     seed: int = 0,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Manifest:
     """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
 
@@ -46,10 +49,10 @@ def shards(
     if (root / SHARDS).is_file():
         read_header(root)
         found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name)
+        return shown_by(replace(found, root=root, name=name or found.name), read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return shown_by(found, read_window(window))
 
 
 def read_header(root: Path) -> JSON:
@@ -79,7 +82,7 @@ def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
         yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
         return
     tars = _tars(root)
-    digest = hashlib.sha256(json.dumps([SCHEMA, str(root)]).encode())
+    digest = hashlib.sha256(json.dumps([SCHEMA, "depth", str(root)]).encode())
     for tar in tars:
         stat = tar.stat()
         digest.update(f"{tar.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -113,6 +116,6 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     elif not all(splits):
         splits = [s or "train" for s in splits]
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
-    checked = [Checked(s.sha256, s.length, "") for _, s in rows]
+    checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
     return replace(made, bad=tuple(bad for index in found for bad in index.bad))

@@ -8,8 +8,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from cass_scale.data import digits as digits_set
 from cass_scale.data import phantom as phantom_set
@@ -17,12 +18,16 @@ from cass_scale.data.cache import make_once
 from cass_scale.data.layouts import Files, Labels, Listing, read, walk
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import SCHEMA, SPLITS, Bad, Manifest, find_classes
-from cass_scale.data.scan import Checked, refuse_too_many, scan
+from cass_scale.data.parts import Cut, Slices, Tiles, file_of, parse, plain
+from cass_scale.data.scan import Checked, Scan, refuse_too_many, scan
 from cass_scale.data.splits import assign, check_fractions
+from cass_scale.data.window import Window, read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
+CUT = Cut()
+Groups = Literal["auto", "dicom"]
 
 
 def folder(
@@ -34,30 +39,63 @@ def folder(
     seed: int = 0,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
+    groups: Groups = "auto",
+    slices: Slices = CUT.slices,
+    tiles: Tiles = CUT.tiles,
 ) -> Manifest:
     """The manifest of a folder of images; every file is read once, later it comes from the cache.
 
     `labels="auto"` takes labels.csv, else `[split/]class/image` folders, else none. A split given by the
     source is kept; otherwise `split` is drawn by `seed`, stratified, groups whole; a set without labels is
-    all train. Bad files are skipped up to the share `max_bad`. Raises DataError and ConfigError naming the
-    file or key.
+    all train. Bad files are skipped up to the share `max_bad`. `window` as in window.py; `groups="dicom"`
+    gives each PatientID a group. Raises DataError and ConfigError naming the file or key.
     """
     if not 0.0 <= max_bad <= 1.0:
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
-    root = Path(path).expanduser().absolute()
-    options = [SCHEMA, str(root), name, labels, seed, check_fractions(split)]
+    root, shown = Path(path).expanduser().absolute(), read_window(window)
+    cut = Cut(slices, tiles, shown.fixed if shown else None)
+    options = [SCHEMA, str(root), name, labels, seed, check_fractions(split), groups, asdict(cut)]
     files = walk(root)
     listing = read(root, files, labels)
     place = cache_folder() / "manifests" / f"{_key(root, files, listing, options)}.csv"
     found = _from_cache(place)
     if found is None:
-        checked = scan(root, listing.keys, workers)
-        found = assemble(root, name or root.name, listing, checked, check_fractions(split), seed)
+        read_all = scan(root, listing, cut, workers, patients=groups == "dicom")
+        if groups == "dicom":
+            read_all = _by_patient(read_all)
+        found = assemble(root, name or root.name, *read_all, check_fractions(split), seed)
         if len(found):
             with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
                 found.write(place)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return shown_by(found, shown)
+
+
+def shown_by(manifest: Manifest, window: Window | None) -> Manifest:
+    """The manifest under another window. Raises ConfigError where its images cannot be shown so."""
+    if window is None:
+        return manifest
+    if manifest.depth == 8:
+        raise ConfigError(f"data.window: {manifest.name} has images of 8 bit, whose window is 0..255; leave it at auto")
+    if window.fixed:
+        for key in manifest.keys:
+            if not plain(key) and parse(key).window != window.fixed:
+                raise ConfigError(
+                    f"data.window={list(window.fixed)}: {key} was brought to a scale of its own when the shards were "
+                    "made; give data.window to `cass-scale shard`, and not here"
+                )
+    return replace(manifest, window=window)
+
+
+def _by_patient(found: Scan) -> Scan:
+    """Images without a group get their patient's, which is numbered: a hash of a short id could be undone."""
+    names = {"": ""}
+    for one in found.checked:
+        names.setdefault(one.patient, f"dicom-patient-{len(names)}")
+    groups = [known or names[one.patient] for known, one in zip(found.listing.groups, found.checked, strict=True)]
+    notes = [*found.listing.notes, f"groups from the PatientID of DICOM: {len(names) - 1} patients, numbered"]
+    return Scan(found.listing._replace(groups=groups, notes=notes), found.checked)
 
 
 def examine(
@@ -73,8 +111,7 @@ def examine(
     However many files are bad, they are listed and not refused. Raises DataError where there is nothing to read.
     """
     root = Path(path).expanduser().absolute()
-    listing = read(root, walk(root), labels)
-    checked = scan(root, listing.keys, workers, looks=True)
+    listing, checked = scan(root, read(root, walk(root), labels), CUT, workers, looks=True)
     manifest = assemble(root, name or root.name, listing, checked, check_fractions(split), 0)
     return manifest, tuple(c.look for c in checked if c.look is not None)
 
@@ -99,7 +136,7 @@ def _key(root: Path, files: Files, listing: Listing, options: list[object]) -> s
     for column in listing:
         digest.update(json.dumps(column).encode())
     for key in listing.keys:
-        size, mtime = files.get(key) or _stat(root / key)
+        size, mtime = files.get(file_of(key)) or _stat(root / file_of(key))
         digest.update(f"{size} {mtime}\n".encode())
     return digest.hexdigest()[:32]
 
@@ -141,6 +178,10 @@ def assemble(
     if astride := _astride(groups, splits):
         notes.append(f"{astride} groups have images in more than one split, as the source gives them")
     classes, multilabel = find_classes(labels)
+    deep = [checked[i].depth > 8 for i in good]
+    if any(deep):
+        few = "" if all(deep) else f"; read at 8 bit, since {deep.count(False)} images have no more"
+        notes.append(f"{sum(deep)} images of 16 bit{few}")
     return Manifest(
         name=name,
         root=root,
@@ -154,6 +195,7 @@ def assemble(
         multilabel=multilabel,
         bad=bad,
         notes=tuple(notes),
+        depth=16 if deep and all(deep) else 8,
     )
 
 

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cass_scale.data.decode import BadImage, decode
+from cass_scale.data.decode import BadImage, decode, decode_deep
 from cass_scale.data.manifest import Manifest
+from cass_scale.data.parts import plain
 from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
+from cass_scale.data.window import stretch
 from cass_scale.errors import DataError
 from cass_scale.types import Batch
 
@@ -40,6 +42,7 @@ class Source(Protocol):
 class PlanStream:
     """Batches of uint8 [B, 3, size, size], squashed, on `device`, by `plan`; the same for any `workers`.
 
+    uint16 where the manifest's depth is 16, stretched on the device so that its window fills 0..65535.
     Images stay decoded in memory when all of the plan's fit into `cache_bytes` and half the free memory (0
     = never). An image that cannot be read raises DataError with its name. `close` stops the workers; they
     start when needed.
@@ -63,12 +66,15 @@ class PlanStream:
         self._label = manifest.label_tensor() if with_labels else None
         given = {"index": True, "group": self._group is not None, "label": with_labels}
         self.provides = frozenset(name for name, there in given.items() if there)
+        self._window, deep = manifest.window, manifest.depth > 8
+        self._own_scale = torch.tensor([not plain(key) for key in manifest.keys]) if deep else None
+        dtype = torch.uint16 if deep else torch.uint8
         fork = sys.platform == "linux"
-        cached = fits(len(plan.ids), size, cache_bytes, plan.world) and (fork or workers == 0)
-        self._cache = PixelCache(plan.ids, len(manifest), size) if cached else None
+        cached = fits(len(plan.ids), size, cache_bytes, plan.world, dtype) and (fork or workers == 0)
+        self._cache = PixelCache(plan.ids, len(manifest), size, dtype) if cached else None
         self._order = _Order(plan)
         self._loader: DataLoader[_Read] = DataLoader(
-            _Reader(source, len(manifest), size, self._cache),  # type: ignore[arg-type]
+            _Reader(source, len(manifest), size, dtype, self._cache),  # type: ignore[arg-type]
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -122,6 +128,8 @@ class PlanStream:
         index = torch.tensor(read.ids)
         fields = [t if t is None else t[index].to(self.device) for t in (self._group, self._label)]
         images = read.images.to(self.device, non_blocking=True)
+        if self._own_scale is not None:
+            images = stretch(images, self._window, self._own_scale[index].to(self.device))
         return Batch(images, index.to(self.device), group=fields[0], label=fields[1])
 
 
@@ -134,21 +142,22 @@ class _Read(NamedTuple):
 class _Reader:
     """A map-style dataset that reads a whole batch at once."""
 
-    def __init__(self, source: Source, rows: int, size: int, cache: PixelCache | None) -> None:
-        self.source, self.rows, self.size, self.cache = source, rows, size, cache
+    def __init__(self, source: Source, rows: int, size: int, dtype: torch.dtype, cache: PixelCache | None) -> None:
+        self.source, self.rows, self.size, self.dtype, self.cache = source, rows, size, dtype, cache
+        self.decode = decode if dtype == torch.uint8 else decode_deep
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitems__(self, ids: list[int]) -> _Read:
-        images = torch.empty(len(ids), 3, self.size, self.size, dtype=torch.uint8)
+        images = torch.empty(len(ids), 3, self.size, self.size, dtype=self.dtype)
         for place, index in enumerate(ids):
             known = self.cache.get(index) if self.cache else None
             if known is not None:
                 images[place] = known
                 continue
             try:
-                images[place] = torch.from_numpy(decode(self.source.read(index), self.size)).permute(2, 0, 1)
+                images[place] = torch.from_numpy(self.decode(self.source.read(index), self.size)).permute(2, 0, 1)
             except BadImage as error:
                 return _Read(ids, images, f"{self.source.name(index)}: {error}; it was good when it was scanned")
             if self.cache:

@@ -14,6 +14,7 @@ from cass_scale.data.layouts import Labels, table
 from cass_scale.data.look import SIDE, Look
 from cass_scale.data.manifest import SPLITS, Manifest
 from cass_scale.data.near import blank, near
+from cass_scale.data.parts import file_of
 from cass_scale.data.sets import Sets
 from cass_scale.types import JSON
 
@@ -37,7 +38,8 @@ class Link(NamedTuple):
 def people(manifest: Manifest, labels: Labels = "auto") -> People:
     """Whom the images belong to, by column of labels.csv; {} when nothing is known."""
     rows = table(manifest.root, labels)
-    columns = {c: [(rows.get(key, {}).get(c) or "").strip() for key in manifest.keys] for c in PEOPLE}
+    mine = [rows.get(key) or rows.get(file_of(key), {}) for key in manifest.keys]
+    columns = {c: [(row.get(c) or "").strip() for row in mine] for c in PEOPLE}
     return {column: values for column, values in columns.items() if any(values)}
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cass_scale import encoders
+from cass_scale.data.window import read_window
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
-from cass_scale.errors import Problems
+from cass_scale.errors import ConfigError, Problems
 from cass_scale.types import JSON
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -46,12 +48,37 @@ def _auto_or(rule: Rule) -> Rule:
     return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
 
 
+def _is_window(value: Any) -> bool:
+    with suppress(ConfigError):
+        read_window(value)
+        return True
+    return False
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
 DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+DATA: dict[str, Rule] = {
+    "data.path": TEXT,
+    "data.name": _or_null(TEXT),
+    "data.noise": BOOL,
+    "data.images": _whole(14),
+    "data.scale": _number(0.05, 4),
+    "data.max_bad": _number(0, 1),
+    "data.labels": _choice("auto", "none", "folders", "csv"),
+    "data.window": (_is_window, "auto, two values as [100,3000] or two percentiles as [1%,99%]"),
+    "data.groups": _choice("auto", "dicom"),
+    "data.slices.axis": _choice("x", "y", "z"),
+    "data.slices.stride": _whole(1),
+    "data.tiles.size": _whole(16),
+    "data.tiles.level": _whole(0),
+    "data.tiles.mpp": _or_null(POSITIVE),
+    "data.tiles.tissue": _number(0, 1),
+    "data.tiles.tiff": BOOL,
+}
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
     "run.dir": _or_null(TEXT),
@@ -85,13 +112,7 @@ PRETRAIN: dict[str, Rule] = {
     "swa.start": _number(0, 1),
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
-    "data.path": TEXT,
-    "data.name": _or_null(TEXT),
-    "data.noise": BOOL,
-    "data.images": _whole(14),
-    "data.scale": _number(0.05, 4),
-    "data.max_bad": _number(0, 1),
-    "data.labels": _choice("auto", "none", "folders", "csv"),
+    **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
@@ -125,8 +146,8 @@ EVALUATE: dict[str, Rule] = {
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
 VERIFY: dict[str, Rule] = {
-    "data.labels": PRETRAIN["data.labels"],
-    "data.max_bad": PRETRAIN["data.max_bad"],
+    "data.labels": DATA["data.labels"],
+    "data.max_bad": DATA["data.max_bad"],
     "few": _whole(1),
     "seed": _whole(0),
 }
@@ -139,8 +160,7 @@ SHARD: dict[str, Rule] = {
     ),
     "samples_per_shard": _whole(1),
     "workers": _auto_or(_whole(1)),
-    "data.max_bad": PRETRAIN["data.max_bad"],
-    "data.labels": PRETRAIN["data.labels"],
+    **DATA,
 }
 
 

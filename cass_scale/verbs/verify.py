@@ -18,7 +18,8 @@ from cass_scale.types import JSON, Call
 from cass_scale.verbs import settings
 
 RECORD, PAGE = "verify.json", "verify.html"
-PACKAGES = ("cass-scale", "numpy", "pillow", "tifffile", "imagecodecs")  # what decides how an image decodes
+# What decides how an image decodes.
+PACKAGES = ("cass-scale", "numpy", "pillow", "tifffile", "imagecodecs", "pydicom", "nibabel", "openslide-python")
 
 
 def run(config: JSON, build: object, call: Call) -> JSON:
