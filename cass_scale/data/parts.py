@@ -90,6 +90,8 @@ class Part(NamedTuple):
 
 def parse(key: str) -> Part:
     """The part that a key names; anything that does not look like one is a file's name."""
+    if "#" not in key:
+        return Part(key)
     found = next((match.groupdict() for pattern in PARTS if (match := pattern.fullmatch(key))), {"file": key})
     tile = Tile(*(int(found[name]) for name in Tile._fields)) if "level" in found else None
     window = (float(found["low"]), float(found["high"])) if found.get("low") else None

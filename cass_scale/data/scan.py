@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,7 @@ def scan(
 ) -> Scan:
     """Every image read once, those in volumes and slides one by one; with `looks` also what they show.
 
-    Decoding releases the GIL, so threads serve: one per core, at most 8.
+    Decoding releases the GIL, so threads serve: one per core, at most 8. Raises DataError for an image named twice.
     """
 
     def check(keys: list[str]) -> list[tuple[list[Checked], int]]:
@@ -61,11 +62,14 @@ def scan(
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         found = [one for some in pool.map(check, _tasks(listing.keys, cut)) for one in some]
     rows = [(i, one) for i, (checked, _) in enumerate(found) for one in checked]
+    keys = [one.key for _, one in rows]
+    if twice := [key for key, n in Counter(keys).items() if n > 1]:
+        raise DataError(f"{root / CSV} names {twice[0]} twice, alone and with all of its file; keep one of them")
     groups = [listing.groups[i] or whole(one.key) for i, one in rows]
     columns = [[column[i] for i, _ in rows] for column in (listing.labels, listing.splits)]
     empty, files = sum(n for _, n in found), sum(n > 0 for _, n in found)
     notes = [f"{empty} empty slices or tiles of {files} files are left out"] if empty else []
-    spread = Listing([one.key for _, one in rows], columns[0], groups, columns[1], [*listing.notes, *notes])
+    spread = Listing(keys, columns[0], groups, columns[1], [*listing.notes, *notes])
     return Scan(spread, [one for _, one in rows])
 
 
@@ -82,8 +86,6 @@ def _tasks(keys: Sequence[str], cut: Cut) -> Iterator[list[str]]:
 def _check(root: Path, key: str, cut: Cut, looks: bool, patients: bool) -> tuple[list[Checked], int]:
     """Of each image that a key stands for; and how many empty ones there are."""
     try:
-        if not (root / file_of(key)).is_file():
-            raise BadImage(f"named by {CSV} but not there")
         patient = patient_of(root, key) if patients else ""
         found, empty = [], 0
         for name, data in images(root, key, cut):
@@ -93,7 +95,8 @@ def _check(root: Path, key: str, cut: Cut, looks: bool, patients: bool) -> tuple
                 found.append(_look_at(name, data, looks)._replace(patient=patient))
         return found, empty
     except BadImage as error:
-        return [Checked(key, "", 0, str(error))], 0
+        there = os.path.exists(root / file_of(key))
+        return [Checked(key, "", 0, str(error) if there else f"named by {CSV} but not there")], 0
 
 
 def _look_at(key: str, data: bytes, looks: bool) -> Checked:

@@ -1,4 +1,4 @@
-"""Sixteen bits: kept from the file to the device, windowed there, kept by shards; eight where not all images have more."""
+"""Sixteen bits: kept from file to device, windowed there, kept by shards; eight where some image has no more."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from cass_scale.data.window import Window, read_window, stretch
 from cass_scale.errors import ConfigError
 from cass_scale.types import Crop, ViewSpec
 from cass_scale.verbs import wire
+from cass_scale.verbs.evaluate import other_data
 from cass_scale.views import make_views
 from tests.data.images import encode, fill, labels_csv, noise, png16, tiff
 from tests.data.tars import STREAMS, open_stream, sharded, write_tar
@@ -192,6 +193,8 @@ def test_windows_as_a_person_types_them(tmp_path: Path) -> None:
 
     assert window("[1%,99.5%]") == Window(1, 99.5, True) and window("[-160,240]") == Window(-160, 240)
     assert window("auto") is None
+    for one in (Window(1, 99.5, True), Window(-160, 240)):
+        assert read_window(one.value) == one
     with pytest.raises(ConfigError, match=r"data.window=\[3, 1\]: auto, two values"):
         pretrain(f"data.path={tmp_path}", "data.window=[3,1]", quiet=True)
 
@@ -323,4 +326,6 @@ def test_from_files_and_from_shards_the_same_weights(home: Path, tmp_path: Path)
         f"run.dir={tmp_path / 'two'}", f"data.path={home}", "protocol=finetune", "protocol.epochs=1", "arm=cnn",
         "device=cpu", quiet=True,
     )  # fmt: skip
+    shown = other_data({"data": {"path": str(home)}}, {"data": {}}, tmp_path / "two")
+    assert shown is not None and shown["window"] == ["1%", "99%"], "another set is shown as the run's own was"
     assert scored["n_train"] == 8 and scored["arms"]["cnn"]["accuracy"] >= 0

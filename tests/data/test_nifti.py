@@ -114,6 +114,13 @@ def test_labels_for_volumes_and_for_single_slices(home: Path) -> None:
     assert "1 images in the folder are not named in labels.csv and are left out" in m.notes
 
 
+def test_a_slice_must_not_be_named_with_its_volume_too(home: Path) -> None:
+    save_nifti(home / "a.nii.gz", volume())
+    labels_csv(home, "path,label", ("a.nii.gz", "x"), ("a.nii.gz#z=5", "y"))
+    with pytest.raises(DataError, match=r"labels.csv names a.nii.gz#z=5 twice, alone and with all of its file"):
+        sources.folder(home)
+
+
 def test_split_names_volumes_and_not_slices(home: Path, tmp_path: Path) -> None:
     for i in range(6):
         save_nifti(home / "ab"[i % 2] / f"{i}.nii.gz", volume(seed=i))
