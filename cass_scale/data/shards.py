@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
@@ -17,10 +18,11 @@ from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
 from cass_scale.data.ranges import LocalRanges, read_checked
-from cass_scale.data.scan import Checked, judge, refuse_too_many, spread
-from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble
+from cass_scale.data.scan import Checked, chunks, judge, refuse_too_many, spread
+from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble, shown_by
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
+from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
@@ -37,6 +39,7 @@ def shards(
     seed: int = 0,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Manifest:
     """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
 
@@ -50,10 +53,10 @@ def shards(
     if (root / SHARDS).is_file():
         read_header(root)
         found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name, tars=True)
+        return shown_by(replace(found, root=root, name=name or found.name, tars=True), read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return shown_by(found, read_window(window))
 
 
 def read_header(root: Path) -> JSON:
@@ -83,7 +86,7 @@ def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
         yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
         return
     tars = _tars(root)
-    digest = hashlib.sha256(json.dumps([SCHEMA, str(root)]).encode())
+    digest = hashlib.sha256(json.dumps([SCHEMA, "depth", str(root)]).encode())
     for tar in tars:
         stat = tar.stat()
         digest.update(f"{tar.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -117,7 +120,7 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     elif not all(splits):
         splits = [s or "train" for s in splits]
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
-    checked = [Checked(s.sha256, s.length, "") for _, s in rows]
+    checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
     return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
 
@@ -128,10 +131,11 @@ def survey(
     name: str | None = None,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Survey:
     """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError."""
     root = Path(path).expanduser().absolute()
-    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers, window=window)
     return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
 
 
@@ -193,12 +197,12 @@ def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | Non
 
     def check(sample: Sample) -> Checked:
         try:
-            return judge(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
+            return judge(sample.key, read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
         except BadImage as error:
-            return Checked("", 0, str(error))
+            return Checked(sample.key, "", 0, str(error))
 
     looks, damaged = {}, [] if whole else [Bad(index.tar, what)]
-    for row, sample, one in zip(rows, index.samples, spread(check, index.samples, workers), strict=True):
+    for row, sample, one in zip(rows, index.samples, spread(check, chunks(index.samples), workers), strict=True):
         if one.look is not None:
             looks[row] = one.look
         else:
