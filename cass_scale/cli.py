@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale report runs=runs out=runs/report.html",
     ),
     "verify": (
-        "find unreadable files, copies and leakage across splits in a folder of images",
+        "find unreadable files, damaged shards, copies and leakage across splits in a set of images",
         "cass-scale verify data.path=DIR out=runs/verify",
     ),
     "split": (
@@ -69,6 +69,8 @@ SHORT = {
     "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"},
     "study": {"name": "study"},
 }
+
+OF_SHARDS = ("stream=webdataset", "stream=dali")
 
 
 def config_dir() -> Path:
@@ -292,8 +294,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
+    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
+        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
     return problems
 
 

@@ -1,84 +1,83 @@
-"""The paper's numbers as data: whole, consistent with themselves, and fitting the studies that reproduce them."""
+"""Published sets through the verbs, and what their leaves must say."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from cass_scale import claims
-from cass_scale.cli import compose_config, config_dir
-from cass_scale.published import claims as all_claims
-from cass_scale.published import hours, own_gain, rows_of, tables, tables_of
+from cass_scale import evaluate, machine, pretrain, shard, split, verify
+from cass_scale.cli import config_dir, main
+from cass_scale.data.shards import shards
+from tests.data.images import noise
+from tests.data.sets import nih
 
-LEAVES = sorted((config_dir() / "study").glob("*.yaml"))
-STUDIES = {leaf.stem: compose_config("study", [f"name={leaf.stem}"])["study"] for leaf in LEAVES}
-AS_USUAL = ("100", "16", "adam", "none", "cass", "imagenet", "cnn_vit", "vit_base")
-
-
-def test_every_table_of_scores_is_there_with_as_many_numbers_as_the_paper_prints() -> None:
-    printed = {
-        1: 12, 3: 12, 4: 18, 5: 18, 6: 6, 7: 8, 8: 8, 9: 8, 10: 4, 11: 6, 12: 4, 13: 3, 14: 6, 15: 6, 16: 3, 17: 6,
-        18: 4, 19: 4, 20: 4, 21: 4,
-    }  # fmt: skip
-    found = {
-        int(number): sum(isinstance(value, list) for line in table["values"] for value in line.values())
-        for number, table in tables()["tables"].items()
-    }
-    assert found == printed
+PUBLISHED = sorted(
+    p for p in config_dir().glob("data/*.yaml") if "_target_: cass_scale.data.published" in p.read_text()
+)
 
 
-def test_a_pair_that_the_paper_prints_again_is_the_same_again() -> None:
-    again: dict[tuple[str, str], set[float]] = {}
-    for table in tables()["tables"].values():
-        for line in table["values"]:
-            for arm in ("cnn", "vit") if line["row"] == "cass" and line.get("setting") in AS_USUAL else ():
-                again.setdefault((table["data"], arm), set()).add(line[arm][0])
-    assert again == {
-        ("autoimmune", "cnn"): {0.8650}, ("autoimmune", "vit"): {0.8894},
-        ("brain MRI", "cnn"): {0.9909}, ("brain MRI", "vit"): {0.9279},
-    }  # fmt: skip
+@pytest.mark.parametrize("leaf", PUBLISHED, ids=lambda p: p.stem)
+def test_every_set_says_whence_under_what_licence_and_how_many(leaf: Path) -> None:
+    text = leaf.read_text()
+    node = yaml.safe_load(text)
+    assert node["page"].startswith("https://") and node["licence"] and "# expected: " in text
+    numbers = [n for key, n in (node["expected"] or {}).items() if key != "classes"]
+    assert all(isinstance(n, int) and n > 0 for n in numbers) and (numbers or "# expected: null, because" in text)
+    classes = (node["expected"] or {}).get("classes", {})
+    if classes and all(classes.values()):
+        assert sum(classes.values()) == node["expected"]["images"]
+    row = next(line for line in (config_dir() / "README.md").read_text().splitlines() if f"| `{leaf.stem}` |" in line)
+    assert node["page"] in row
 
 
-def test_savings_of_table_2_are_those_of_the_text() -> None:
-    saved = [1 - cass / dino for dino, cass in hours().values()]
-    assert [round(100 * share, 1) for share in saved] == [71.2, 62.4, 72.7, 72.6]
-    assert sum(saved) / 4 == pytest.approx(0.69, abs=0.01)
+def test_a_wrong_key_is_told_with_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "data=chexpert", "data.layout.uncertain=maybe", "data.counts=no", "data.noise=true"]) == 2
+    said = capsys.readouterr().err
+    assert "data.layout.uncertain=maybe: one of zeros, ones, ignore" in said and "data.path is missing" in said
+    assert "data.counts=no: one of check, note" in said and "data.noise=true is a control of pretraining" in said
 
 
-def test_the_papers_tables_do_not_give_the_gains_of_its_abstract() -> None:
-    assert own_gain("labels_1")[0] == pytest.approx(-0.0373, abs=1e-4)  # claimed: +3.8 %
-    assert own_gain("labels_10") == pytest.approx((0.0260, 0.0684), abs=1e-4)  # 5.9 %
-    assert own_gain("labels_100") == pytest.approx((0.0506, 0.0904), abs=1e-4)  # 10.13 %
+def test_verify_and_split_read_a_published_set(tmp_path: Path) -> None:
+    """The lists divide one patient; the split that is drawn divides none, and takes their place."""
+    home = nih(tmp_path / "nih", train=5)
+    words = ("data=nih_chestxray14", f"data.path={home}", "data.counts=note")
+    found = verify(*words, quiet=True)
+    assert found["exit_code"] == 3
+    assert found["data"]["groups"] == {"group": [{"group": "2", "splits": {"train": 1, "test": 1}}]}
+    assert "the same group on both sides of a split" in found["faults"][0]["what"]
+    assert f"put clean.csv into {home} as labels.csv" in found["faults"][0]["mend"]
+    split(*words, "data.split=[0.5,0.0,0.5]", f"out={tmp_path / 'clean.csv'}", quiet=True)
+    (tmp_path / "clean.csv").rename(home / "labels.csv")
+    clean = verify(f"data.path={home}", quiet=True)
+    assert clean["exit_code"] == 0 and list(clean["data"]["classes"]) == ["Edema", "Hernia", "Mass"]
 
 
-@pytest.mark.parametrize("number", list(tables()["tables"]))
-def test_a_table_names_rows_settings_and_protocols_of_its_study(number: str) -> None:
-    table = tables()["tables"][number]
-    study: Any = STUDIES[table["study"]]
-    for line in table["values"]:
-        known = {name.partition("/")[0] for name in study["rows"]} | {"initial"}
-        assert set(rows_of(line["row"])) & known
-        assert line.get("setting", study["standard"]) in study["settings"]
-        assert line.get("protocol", "finetune") in study["protocols"]
+def test_a_published_set_becomes_shards(tmp_path: Path) -> None:
+    home, out = nih(tmp_path / "nih"), tmp_path / "shards"
+    shard("data=nih_chestxray14", f"source={home}", "data.counts=note", f"out={out}", "size=null", quiet=True)
+    made = shards(out)
+    assert made.name == "nih_chestxray14" and made.groups[:3] == ("0", "0", "1") and made.splits.count("test") == 2
 
 
-@pytest.mark.parametrize("claim", all_claims(), ids=lambda claim: claim["says"][:40])
-def test_a_claim_can_be_judged_by_its_study(claim: dict[str, Any]) -> None:
-    study: Any = STUDIES[claim["study"] or "batch_size"]
-    assert claim.get("protocol", "knn") in study["protocols"]
-    for test in claim["tests"]:
-        assert test["rule"] in claims.RULES
-        for side in (test[key] for key in ("of", "than") if key in test):
-            known = {name.partition("/")[0] for name in study["rows"]} | {"initial"}
-            assert set(rows_of(side.get("row", "cass"))) & known
-            assert str(side.get("setting", study["standard"])) in study["settings"]
+def test_a_set_that_was_written_out_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record keeps where the person's files lie, not the cache, also when the path was relative."""
+    (tmp_path / "sets").mkdir()
+    images = {f"{part}_images": noise(4, 28, 28, seed=i) for i, part in enumerate(("train", "val", "test"))}
+    labels = {name.replace("images", "labels"): np.arange(4, dtype=np.uint8)[:, None] % 2 for name in images}
+    np.savez(tmp_path / "sets" / "breastmnist.npz", **images, **labels)
+    monkeypatch.chdir(tmp_path)
+    words = ("data=medmnist", "data.path=sets", "data.layout.set=breastmnist", "data.counts=note")
+    record = pretrain(
+        *words, "arms.image_size=32", "train.batch_size=2", "train.max_steps=1", "monitor.images=4", "run.dir=run",
+        "train.device=cpu", "train.precision=fp32", "stream.workers=0", quiet=True,
+    )  # fmt: skip
+    assert record["data"]["path"] == str(tmp_path / "sets") and record["data"]["name"] == "breastmnist"
+    monkeypatch.chdir(tmp_path / "sets")
+    assert evaluate(f"run.dir={tmp_path / 'run'}", "protocol=knn", "protocol.k=1", quiet=True)["n_test"] == 4
 
 
-def test_every_study_has_what_it_reproduces_in_its_head() -> None:
-    for path in LEAVES:
-        numbers = tables_of(path.stem)
-        head = path.read_text().split("defaults:")[0]
-        assert all(number in head for number in numbers), path
-        assert yaml.safe_load(path.read_text())["name"] == path.stem
+def test_free_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert machine.free_disk(tmp_path / "a" / "b") == pytest.approx(machine.free_disk(tmp_path), rel=0.1)

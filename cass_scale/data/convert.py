@@ -6,24 +6,24 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import deque
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import PIL
 import torch
 
+from cass_scale.data.ahead import in_order, threads
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
 from cass_scale.data.layouts import SHARDS
 from cass_scale.data.manifest import Manifest, replacing
+from cass_scale.data.parts import plain
 from cass_scale.data.shards import MANIFEST, shard_name
 from cass_scale.data.shrink import Encoded, Recipe, shrink
-from cass_scale.data.stream import Source
+from cass_scale.data.stream import Source, gone_bad
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.types import JSON
 
@@ -60,9 +60,15 @@ class Conversion:
         """Where its index lies; it is written last, so a shard with an index is whole."""
         return self.out / f"{shard_name(shard)}{SUFFIX}"
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether every image is passed on as it is."""
+        return self.recipe.size is None and all(map(plain, self.manifest.keys))
+
     def head(self) -> JSON:
         """All that decides the bytes."""
         recipe = asdict(self.recipe)
+        versions = {"Pillow": PIL.__version__, "torch": torch.__version__, "zlib": zlib.ZLIB_RUNTIME_VERSION}
         return {
             "schema": SCHEMA,
             "format": "webdataset",
@@ -70,9 +76,7 @@ class Conversion:
             "samples_per_shard": self.per_shard,
             **(recipe if self.recipe.size else {"size": None}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}, torch {torch.__version__}"
-            if self.recipe.size
-            else None,  # versions differ in bytes
+            "encoder": None if self.keeps_bytes else versions,  # they differ in bytes
         }
 
     def encode(self, row: int) -> Encoded:
@@ -80,9 +84,9 @@ class Conversion:
         try:
             data = self.source.read(row)
             if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
-                return shrink(data, self.recipe)
+                return shrink(data, self.recipe, repack=not plain(self.manifest.keys[row]))
         except BadImage as error:
-            raise DataError(f"{self.source.name(row)}: {error}; it was good when it was scanned") from error
+            raise DataError(gone_bad(self.source, row, error)) from error
         raise DataError(f"{self.source.name(row)} has changed since it was scanned; convert into a new folder")
 
 
@@ -128,7 +132,7 @@ def estimate(job: Conversion, todo: Sequence[int]) -> int:
     """Bytes that the shards `todo` will take: counted when images keep their bytes, else drawn from some of them."""
     rows = [row for shard in todo for row in job.rows(shard)]
     sizes = job.manifest.sizes
-    if job.recipe.size is None:
+    if job.keeps_bytes:
         images = sum(_padded(sizes[row]) for row in rows)
     else:
         some = rows[:: max(1, len(rows) // PROBED)]
@@ -150,8 +154,8 @@ def convert(job: Conversion, todo: Sequence[int], workers: int, progress: Callab
         for left in job.out.glob(".shard-*"):
             left.unlink()  # of a conversion that was killed
         _write(job.out / SHARDS, json.dumps(job.head(), indent=1) + "\n")
-        with ThreadPoolExecutor(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
-            images = _in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
+        with threads(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
+            images = in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
             for shard in todo:
                 _write_shard(job, shard, images, progress)
         made = _manifest(job)
@@ -169,21 +173,6 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], Encoded], rows: Iterator[int], ahead: int
-) -> Iterator[Encoded]:
-    """`work` of every row, in order, at most `ahead` of them at a time: memory stays bounded."""
-    waiting: deque[Future[Encoded]] = deque(pool.submit(work, row) for row in islice(rows, ahead))
-    try:
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(work, row) for row in islice(rows, 1))
-            yield done
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
 def _write_shard(job: Conversion, shard: int, images: Iterator[Encoded], progress: Callable[[], None]) -> None:
     samples = []
     with replacing(job.tar(shard)) as temporary:
@@ -195,7 +184,8 @@ def _write_shard(job: Conversion, shard: int, images: Iterator[Encoded], progres
             raw.flush()
             os.fsync(raw.fileno())
         size, digest = temporary.stat().st_size, file_sha256(temporary)
-    ShardIndex(job.tar(shard).name, size, digest, tuple(samples)).write(job.index(shard))
+    depth = job.manifest.depth
+    ShardIndex(job.tar(shard).name, size, digest, tuple(samples), depth=depth).write(job.index(shard))
 
 
 def _add_sample(tar: tarfile.TarFile, manifest: Manifest, row: int, image: Encoded) -> Sample:
@@ -220,11 +210,12 @@ def _manifest(job: Conversion) -> Manifest:
     columns = [(sample.sha256, sample.length) for index in found for sample in index.samples]
     recipe, notes = job.recipe, list(job.manifest.notes)
     if recipe.size is not None:
-        kind = "PNG" if recipe.quality is None else f"JPEG {recipe.quality}"
+        kind = "PNG" if recipe.quality is None or job.manifest.depth > 8 else f"JPEG {recipe.quality}"
         notes.append(f"images over {recipe.size} px were brought to {recipe.size} px ({recipe.resize}, {kind})")
     return replace(
         job.manifest,
         root=Path("."),  # wherever the shards are moved to
+        tars=True,
         sha256=tuple(digest for digest, _ in columns),
         sizes=tuple(length for _, length in columns),
         notes=tuple(notes),

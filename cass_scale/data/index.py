@@ -40,6 +40,7 @@ class ShardIndex:
     sha256: str  # of the whole tar
     samples: tuple[Sample, ...]
     bad: tuple[Bad, ...] = ()
+    depth: int = 8  # bits per channel: 16 where every image has more than 8
 
     def write(self, path: Path) -> None:
         """One file, atomically: the checksum of the rest, then a line of JSON, then CSV with Sample's columns."""
@@ -50,6 +51,7 @@ class ShardIndex:
             "sha256": self.sha256,
             "samples": len(self.samples),
             "bad": [[b.key, b.why] for b in self.bad],
+            "depth": self.depth,
         }
         rows = io.StringIO()
         csv.writer(rows, lineterminator="\n").writerows([Sample._fields, *self.samples])
@@ -82,7 +84,7 @@ def _from_text(head: JSON, text: str) -> ShardIndex:
         raise ValueError(f"its columns are not {','.join(Sample._fields)}")
     samples = tuple(Sample(key, int(offset), int(length), *rest) for key, offset, length, *rest in rows)
     bad = tuple(Bad(key, why) for key, why in head["bad"])
-    return ShardIndex(str(head["tar"]), int(head["size"]), str(head["sha256"]), samples, bad)
+    return ShardIndex(str(head["tar"]), int(head["size"]), str(head["sha256"]), samples, bad, head.get("depth", 8))
 
 
 def check_size(index: ShardIndex, root: Path) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from cass_scale.data.decode import EXTENSIONS
+from cass_scale.data.decode import DICOM_MAGIC
+from cass_scale.data.parts import READ, file_of
 from cass_scale.errors import ConfigError, DataError
 
 Labels = Literal["auto", "none", "folders", "csv"]
@@ -36,7 +37,7 @@ class Listing(NamedTuple):
 
 
 def walk(root: Path) -> Files:
-    """All images under `root` by extension, sorted by path; hidden ones left out, links followed once.
+    """All images under `root` by name, sorted by path; hidden ones left out, links followed once.
 
     Raises DataError when `root` is no folder, is empty, or holds no image.
     """
@@ -47,14 +48,27 @@ def walk(root: Path) -> Files:
     anything = False
     for path in _files(root, set()):
         anything = True
-        if path.suffix.lower() in EXTENSIONS:
+        if _is_image(path):
             stat = path.stat()
             files[path.relative_to(root).as_posix()] = stat.st_size, stat.st_mtime_ns
     if not anything:
-        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(EXTENSIONS)}")
+        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(READ)}")
     if not files:
-        raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(EXTENSIONS)}")
+        raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(READ)}")
     return dict(sorted(files.items()))
+
+
+def _is_image(path: Path) -> bool:
+    """By its extension; DICOM often has none, or a UID's last number stands there: then by its magic."""
+    if path.name.lower().endswith(READ):
+        return True
+    if path.name == "DICOMDIR" or not (path.suffix == "" or path.suffix[1:].isdigit()):
+        return False
+    try:
+        with open(path, "rb") as f:
+            return f.read(132)[128:] == DICOM_MAGIC
+    except OSError:
+        return False
 
 
 def holds_shards(path: str | os.PathLike[str]) -> bool:
@@ -67,7 +81,7 @@ def holds_shards(path: str | os.PathLike[str]) -> bool:
     except OSError:
         return False
     tars = any(p.suffix == ".tar" for p in there)
-    return tars and not any(p.is_dir() or p.suffix.lower() in EXTENSIONS for p in there)
+    return tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there)
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -102,7 +116,7 @@ def table(root: Path, labels: Labels) -> dict[str, dict[str, str]]:
     path = root / CSV
     if labels == "folders" or not path.is_file():
         return {}
-    return {_safe_key(row.get("path") or "", path, line): row for line, row in _rows(path)}
+    return {_safe_key(row.get("path") or "", path, line): row for line, row in rows(path, "path")}
 
 
 def _from_folders(keys: list[str], labels: Labels) -> Listing:
@@ -130,7 +144,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     out = Listing([], [], [], [], [])
     first: dict[str, int] = {}
     columns: Counter[str] = Counter()
-    for line, row in _rows(path):
+    for line, row in rows(path, "path"):
         key = _safe_key(row.get("path") or "", path, line)
         if key in first:
             raise DataError(f"{path} line {line}: {key} was already named in line {first[key]}; keep one of them")
@@ -138,7 +152,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
         column = next((c for c in ("group_id", "patient_id") if (row.get(c) or "").strip()), "")
         columns[column] += bool(column)
         out.keys.append(key)
-        out.labels.append("" if drop_labels else _tidy(row.get("label") or ""))
+        out.labels.append("" if drop_labels else tidy(row.get("label") or ""))
         out.groups.append((row.get(column) or "").strip())
         out.splits.append(_split((row.get("split") or "").strip(), path, line))
     if not out.keys:
@@ -149,22 +163,24 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     if any(out.splits):
         out.notes.append(f"splits from {CSV}")
         out.splits[:] = [split or "train" for split in out.splits]
-    if left := len(files.keys() - first.keys()):
+    if left := len(files.keys() - {file_of(key) for key in first}):
         out.notes.append(f"{left} images in the folder are not named in {CSV} and are left out")
     return out
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of a CSV file that has the columns `needed`. Raises DataError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
+            reader = csv.DictReader(f, restval="")
             names = list(reader.fieldnames or [])
-            if "path" not in names:
-                have = ", ".join(names[:10]) or "nothing"
-                raise DataError(f"{path} has no column `path` (it has {have}); needed: path, optional: label, split")
+            for column in needed:
+                if column not in names:
+                    have = ", ".join(names[:10]) or "nothing"
+                    raise DataError(f"{path} has no column `{column}` (it has {have}); needed: {', '.join(needed)}")
             for row in reader:
                 yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
@@ -177,7 +193,8 @@ def _safe_key(text: str, path: Path, line: int) -> str:
     return key.as_posix()
 
 
-def _tidy(label: str) -> str:
+def tidy(label: str) -> str:
+    """Labels joined with `|`, sorted, without spaces around them."""
     return "|".join(sorted({part.strip() for part in label.split("|")} - {""}))
 
 

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cass_scale.data.window import Window
 from cass_scale.errors import DataError
 from cass_scale.types import JSON
 
@@ -51,6 +52,9 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
+    depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
+    window: Window | None = None  # what of 16 bits is shown; None: as each format has it
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.groups, self.splits, self.sha256, self.sizes)
@@ -69,6 +73,12 @@ class Manifest:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
         return torch.tensor([i for i, s in enumerate(self.splits) if s == split], dtype=torch.int64)
+
+    def take(self, rows: Sequence[int]) -> Manifest:
+        """Only these samples, in this order."""
+        names = ("keys", "labels", "groups", "splits", "sha256", "sizes")
+        columns: JSON = {name: tuple(getattr(self, name)[row] for row in rows) for name in names}
+        return replace(self, **columns)
 
     def label_tensor(self) -> Tensor:
         """int64 [N], -1 = none; for a multi-label set float32 [N, C] of 0/1, a row of -1 = none."""
@@ -107,6 +117,8 @@ class Manifest:
             "synthetic": self.synthetic,
             "notes": self.notes,
             "bad": [[b.key, b.why] for b in self.bad],
+            "depth": self.depth,
+            "window": self.window,
         }
         with replacing(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             f.write(f"# {json.dumps(head)}\n")
@@ -156,6 +168,8 @@ def _from_rows(head: JSON, rows: Iterable[list[str]]) -> Manifest:
         bad=tuple(Bad(key, why) for key, why in head["bad"]),
         synthetic=head["synthetic"],
         notes=tuple(head["notes"]),
+        depth=head.get("depth", 8),  # manifests written before there was 16 bit
+        window=Window(*head["window"]) if head.get("window") else None,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cass_scale import encoders, precision, records, rng
 from cass_scale.average import Average
+from cass_scale.colour import to_unit
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
@@ -57,13 +58,14 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         ids = manifest.rows("train")  # the training split only: held-back images stay unseen
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
-        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
+        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], tail=train_keys["tail"], **parts)
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
         size = config["arms"]["image_size"]
         stream = wire.noisy(config, wire.open_stream(config["stream"], build, manifest, plan, size, place))
         method = wire.make_method(config, build, specs).to(place.device)
+        wire.check_needs(config, method, stream)
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
@@ -133,6 +135,8 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
         problems.found += view_problems(build(config["views"]))
         with problems.collecting():
+            wire.check_stream(config["stream"])
+        with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
     problems.check(
@@ -186,8 +190,8 @@ def observer(
     images, index = wire.probe_images(config, build, manifest, some, place)
     if run.main:
         samples = make_views(images[:8], views, index[:8], seed=config["seed"], epoch=0)
-        save_grid(run.folder / "samples.png", [images[:8].float() / 255, *samples])
-    monitor = Monitor(images.float() / 255)
+        save_grid(run.folder / "samples.png", [to_unit(images[:8]), *samples])
+    monitor = Monitor(to_unit(images))
 
     def arms(view: Tensor) -> dict[str, ArmOutput]:
         with place.accelerator.autocast():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cass_scale import encoders
+from cass_scale.data.window import read_window
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
-from cass_scale.errors import Problems
+from cass_scale.errors import ConfigError, Problems
 from cass_scale.results import METRICS
 from cass_scale.types import JSON
 
@@ -51,12 +53,40 @@ def _list_of(rule: Rule) -> Rule:
     return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
 
 
+def _is_window(value: Any) -> bool:
+    with suppress(ConfigError):
+        read_window(value)
+        return True
+    return False
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
 DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+DATA: dict[str, Rule] = {
+    "data.path": TEXT,
+    "data.name": _or_null(TEXT),
+    "data.noise": BOOL,
+    "data.images": _whole(14),
+    "data.scale": _number(0.05, 4),
+    "data.max_bad": _number(0, 1),
+    "data.labels": _choice("auto", "none", "folders", "csv"),
+    "data.counts": _choice("check", "note"),
+    "data.layout.uncertain": _choice("zeros", "ones", "ignore"),
+    "data.layout.size": (lambda v: v in (28, 64, 128, 224), "28, 64, 128 or 224"),
+    "data.window": (_is_window, "auto, two values as [100,3000] or two percentiles as [1%,99%]"),
+    "data.groups": _choice("auto", "dicom"),
+    "data.slices.axis": _choice("x", "y", "z"),
+    "data.slices.stride": _whole(1),
+    "data.tiles.size": _whole(16),
+    "data.tiles.level": _whole(0),
+    "data.tiles.mpp": _or_null(POSITIVE),
+    "data.tiles.tissue": _number(0, 1),
+    "data.tiles.tiff": BOOL,
+}
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
     "run.dir": _or_null(TEXT),
@@ -64,6 +94,7 @@ PRETRAIN: dict[str, Rule] = {
     "train.epochs": _whole(1),
     "train.max_steps": _or_null(_whole(1)),
     "train.accumulate": _whole(1),
+    "train.tail": _choice("drop", "carry"),
     "train.clip": _or_null(POSITIVE),
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
@@ -93,13 +124,7 @@ PRETRAIN: dict[str, Rule] = {
     "swa.start": _number(0, 1),
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
-    "data.path": TEXT,
-    "data.name": _or_null(TEXT),
-    "data.noise": BOOL,
-    "data.images": _whole(14),
-    "data.scale": _number(0.05, 4),
-    "data.max_bad": _number(0, 1),
-    "data.labels": _choice("auto", "none", "folders", "csv"),
+    **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
@@ -134,8 +159,7 @@ EVALUATE: dict[str, Rule] = {
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
 VERIFY: dict[str, Rule] = {
-    "data.labels": PRETRAIN["data.labels"],
-    "data.max_bad": PRETRAIN["data.max_bad"],
+    **DATA,
     "few": _whole(1),
     "seed": _whole(0),
 }
@@ -148,8 +172,7 @@ SHARD: dict[str, Rule] = {
     ),
     "samples_per_shard": _whole(1),
     "workers": _auto_or(_whole(1)),
-    "data.max_bad": PRETRAIN["data.max_bad"],
-    "data.labels": PRETRAIN["data.labels"],
+    **DATA,
 }
 _RECORD: Rule = (TEXT[0], "the folder of a record")
 BENCH: dict[str, dict[str, Rule]] = {
@@ -189,6 +212,11 @@ def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> No
         found, value = _find(config, key)
         if found:
             problems.check(good(value), f"{key}={value}: {wanted} is needed")
+
+
+def refuse_noise(config: JSON, problems: Problems) -> None:
+    """For verbs that read images as they are."""
+    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; leave it out here")
 
 
 def _find(config: JSON, key: str) -> tuple[bool, Any]:

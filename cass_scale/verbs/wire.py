@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from cass_scale.run import Run
 from cass_scale.types import JSON, Stream
 
 Build = Callable[..., Any]
+DEEP = ("folder", "webdataset")  # streams that keep 16 bit
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
-PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+PACKAGES = (
+    "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
+    "nvidia-dali-cuda130",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,26 +125,55 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
 
 
 def open_stream(
-    stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any
+    stream: JSON,
+    build: Build,
+    manifest: Manifest,
+    plan: Plan,
+    size: int,
+    place: Place,
+    *,
+    keep: bool = True,
+    **extra: Any,
 ) -> Stream:
-    """A stream of the configured kind over a plan."""
-    node = {**stream, "workers": workers(stream["workers"])}
+    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can.
+
+    Raises ConfigError when it would cut 16 bit to 8.
+    """
+    kind = stream["_target_"].split(".")[-2]
+    if manifest.depth > 8 and kind not in DEEP:
+        raise ConfigError(
+            f"stream={kind} has 8 bit per channel, the images of {manifest.name} have 16; use stream="
+            f"{' or stream='.join(DEEP)}"
+        )
+    node = stream | {"workers": workers(stream["workers"])}
+    if not keep and "cache_bytes" in node:
+        node["cache_bytes"] = 0
     made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
     return made
 
 
+def check_stream(stream: JSON) -> None:
+    """Raise MissingExtra when the stream's module needs a package that is not there."""
+    module = import_module(stream["_target_"].rpartition(".")[0])
+    getattr(module, "require", lambda: None)()
+
+
+def check_needs(config: JSON, method: Method, stream: Stream) -> None:
+    """Raise ConfigError when the method needs a field of batches that the stream has not."""
+    if lacking := ", ".join(sorted(method.needs - stream.provides)):
+        kind, there = config["stream"]["_target_"].rpartition(".")[2], ", ".join(sorted(stream.provides))
+        raise ConfigError(
+            f"method={config['method']['name']} needs {lacking} of every image, and {kind} has {there} of these data; "
+            "a group comes from the column group_id or patient_id of labels.csv"
+        )
+
+
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
+    """Fixed images, uint8 or uint16 [P, 3, S, S], and their ids: the same at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
-    stream = open_stream(
-        {**config["stream"], "workers": 0, "cache_bytes": 0},
-        build,
-        manifest,
-        few,
-        config["arms"]["image_size"],
-        place,
-    )
-    batch = next(iter(noisy(config, stream).epoch(0)))
+    node, size = config["stream"] | {"workers": 0}, config["arms"]["image_size"]
+    with closing(noisy(config, open_stream(node, build, manifest, few, size, place, keep=False))) as stream:
+        batch = next(iter(stream.epoch(0)))
     return batch.images, batch.index
 
 

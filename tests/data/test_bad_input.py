@@ -60,7 +60,7 @@ def test_nothing_good_stops_whatever_max_bad(home: Path) -> None:
 def test_a_file_the_csv_names_but_is_absent(home: Path) -> None:
     fill(home, "1.png")
     labels_csv(home, "path,label", ("1.png", "a"), ("gone.png", "b"))
-    assert sources.folder(home, max_bad=0.5).bad == (Bad("gone.png", "named by labels.csv but not there"),)
+    assert sources.folder(home, max_bad=0.5).bad == (Bad("gone.png", "listed but not there"),)
 
 
 def test_folders_that_hold_nothing_each_say_so(home: Path, tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_folders_that_hold_nothing_each_say_so(home: Path, tmp_path: Path) -> No
     home.mkdir()
     with pytest.raises(DataError, match=r"is an empty folder; images are looked for as .jpg .jpeg .png"):
         sources.folder(home)
-    (home / "scan.dcm").write_bytes(b"x")
+    (home / "scan.mha").write_bytes(b"x")
     with pytest.raises(DataError, match=r"no image in data.path=.*looked in all its folders for .jpg"):
         sources.folder(home)
     with pytest.raises(DataError, match="is a file; give the folder"):
-        sources.folder(home / "scan.dcm")
+        sources.folder(home / "scan.mha")
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "a/../../b.png", "/etc/x.png", "C:/x.png", "..\\x.png"])
