@@ -24,7 +24,7 @@ class Row:
     setting: str
     seed: int
     words: tuple[str, ...]
-    evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # protocol's name in the study -> overrides
+    evaluations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name in the study -> overrides
 
     @property
     def folder(self) -> str:
@@ -81,30 +81,32 @@ def plan(study: Mapping[str, Any], asked: Mapping[str, Any], passed: Sequence[st
         _chosen(what, study[what], asked[what], only.get(what), problems) for what in ("rows", "settings", "protocols")
     )
     seeds = study["seeds"] if asked["seeds"] is None else asked["seeds"]
-    whole = isinstance(seeds, list) and bool(seeds) and all(type(s) is int and s >= 0 for s in seeds)
-    problems.check(
-        whole and len(set(seeds)) == len(seeds), f"seeds={seeds}: a list of different whole numbers is needed"
-    )
-    for word in passed:
-        key = _key(word)
-        problems.check(key not in OWN, f"{word}: rows have their own; give {OWN.get(key, '')}")
-        for what, axis in (("rows", {name: study["rows"][name] for name in rows}), ("settings", settings)):
-            other = [name for name, own in axis.items() if key in map(_key, own) and word not in own]
-            problems.check(
-                not other, f"{word} contradicts {what} {', '.join(other)}, which set {key}; choose {what}=[...]"
-            )
-    alike = [name for name, own in protocols.items() if [*map(score_of, protocols.values())].count(score_of(own)) > 1]
-    problems.check(not alike, f"protocols: {', '.join(alike)} leave the same record; they differ in no protocol or labels")
+    _check(rows, settings, protocols, seeds, passed, problems)
     problems.raise_if_any()
     first = next((name for name in rows if "/" not in name), None)  # both arms: its initial weights are everybody's
     made = []
     for seed in seeds:
         for setting in settings:
             for name in rows:
-                words = _words([*study["rows"][name], *settings[setting], f"seed={seed}"], study["words"], passed)
+                words = _words([*rows[name], *settings[setting], f"seed={seed}"], study["words"], passed)
                 initial = bool(study["initial"]) and name == first
                 made.append(Row(name, setting, seed, words, _evaluations(protocols, words, seed, initial)))
     return made
+
+
+def _check(rows: JSON, settings: JSON, protocols: JSON, seeds: Any, passed: Sequence[str], problems: Problems) -> None:
+    whole = isinstance(seeds, list) and bool(seeds) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    different = whole and len(set(seeds)) == len(seeds)
+    problems.check(different, f"seeds={seeds}: a list of different whole numbers is needed")
+    for word in passed:
+        key = _key(word)
+        problems.check(key not in OWN, f"{word}: rows have their own; give {OWN.get(key, '')}")
+        for what, axis in (("rows", rows), ("settings", settings)):
+            other = ", ".join(name for name, own in axis.items() if key in map(_key, own) and word not in own)
+            problems.check(not other, f"{word} contradicts {what} {other}, which set {key}; choose {what}=[...]")
+    scores = {name: score_of(own) for name, own in protocols.items()}
+    alike = ", ".join(name for name, score in scores.items() if [*scores.values()].count(score) > 1)
+    problems.check(not alike, f"protocols: {alike} leave the same record: they differ in neither protocol nor labels")
 
 
 def _chosen(what: str, known: JSON, asked: Any, usual: list[str] | None, problems: Problems) -> JSON:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cass_scale import records
-from cass_scale.grid import Row
+from cass_scale.grid import Row, score_of
 from cass_scale.studies import STUDY
 from tests.fake_runs import ARMS, DATA, add_run, add_scores
 
@@ -24,6 +24,16 @@ FIXED: dict[str, Any] = {
     "git": {"sha": "3f1c" * 10, "dirty": False}, "versions": {"torch": "2.13.0"}, "machine": "Xeon, 2 cores",
     "started": "2026-11-20T10:00:00+00:00", "finished": "2026-11-20T12:00:00+00:00", "failed": {},
 }  # fmt: skip
+
+
+SHARES = {"labels_1": 0.01, "labels_10": 0.1, "labels_100": 1.0}
+
+
+def evaluation(name: str) -> tuple[str, ...]:
+    """Overrides of evaluate for `knn`, `initial-knn`, `labels_10`."""
+    protocol = name.removeprefix("initial-")
+    words = (f"protocol={'finetune' if protocol in SHARES else protocol}", f"labels=[{SHARES.get(protocol, 1.0)}]")
+    return (*words, "weights=initial") if name.startswith("initial-") else words
 
 
 def score(row: str, setting: str, seed: int, arm: str, dice: random.Random) -> float:
@@ -45,7 +55,8 @@ def batch_size(
         for setting in SETTINGS:
             for name in runs:
                 names = [*protocols, *(f"initial-{p}" for p in protocols if name == runs[0])]
-                row = Row(name, setting, seed, (f"method={name}", f"seed={seed}"), {n: () for n in names})
+                words = {name: evaluation(name) for name in names}
+                row = Row(name, setting, seed, (f"method={name}", f"seed={seed}"), words)
                 plan[row.folder] = row.record()
                 _run(root, row, dice)
     known = list(dict.fromkeys([*FIXED["protocols"], *protocols]))
@@ -67,10 +78,5 @@ def _run(root: Path, row: Row, dice: random.Random) -> None:
     for name in row.evaluations:
         who = "initial" if name.startswith("initial-") else method
         found = {one: (score(who, row.setting, row.seed, one, dice),) * 3 for one in arms}
-        add_scores(
-            folder,
-            found,
-            name=name,
-            protocol=name.removeprefix("initial-"),
-            weights="initial" if who == "initial" else "run",
-        )
+        protocol, weights, labels = score_of(row.evaluations[name])
+        add_scores(folder, found, name=name, protocol=protocol, weights=weights, labels=labels)

@@ -28,15 +28,15 @@ FAKE = """
 import json, pathlib, sys, time
 for verb, *words in json.loads(sys.argv[1]):
     keys = dict(word.split("=", 1) for word in words if "=" in word)
-    place, name = pathlib.Path(keys["run.dir"]), keys.get("name", "").strip("'")
+    place, weights = pathlib.Path(keys["run.dir"]), keys.get("weights", "run")
     if BAD in str(place):
         raise SystemExit("loss is nan at step 3")
     (place / "evaluate").mkdir(parents=True, exist_ok=True)
     record = {"schema": 1, "status": "done", "device_hours": {"total": 0.01, "train": 0.005}, "collapse": [],
               "method": keys.get("method"), "arms": {"cnn": {}, "vit": {}}, "data": {"name": "phantom"}, "seed": 0}
-    scores = {"schema": 1, "protocol": "knn", "weights": "run", "n_test": 9, "seconds": 1,
+    scores = {"schema": 1, "protocol": keys.get("protocol"), "weights": weights, "n_test": 9, "seconds": 1,
               "arms": {"cnn": {"macro_f1": .5}}}
-    path = place / ("run.json" if verb == "pretrain" else f"evaluate/{name}.json")
+    path = place / ("run.json" if verb == "pretrain" else f"evaluate/{keys['protocol']}-{weights}.json")
     path.write_text(json.dumps(record if verb == "pretrain" else scores))
     time.sleep(SLOW)
 """
@@ -65,8 +65,8 @@ def test_all_rows_are_run_and_the_same_command_again_touches_nothing(tmp_path: P
     out = tmp_path / "out"
     record = study(*GRID, *SHORT, f"out={out}", quiet=True)
     assert record["exit_code"] == 0 and record["finished"] and len(record["rows"]) == 8
-    assert len(list(out.glob("*/*/*/evaluate/knn.json"))) == 8
-    assert len(list(out.glob("*/*/*/evaluate/initial-knn.json"))) == 4, "of one row of both arms"
+    assert len(list(out.glob("*/*/*/evaluate/knn-run.json"))) == 8
+    assert len(list(out.glob("*/*/*/evaluate/knn-initial.json"))) == 4, "of one row of both arms"
     before = stamps(out)
     assert study(*GRID, *SHORT, f"out={out}", quiet=True)["exit_code"] == 0
     assert stamps(out) == before
@@ -178,7 +178,8 @@ def test_a_real_study_survives_kill_9_and_goes_on_where_it_was(tmp_path: Path) -
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 200
-    while len(list(out.glob("*/*/*/evaluate/knn.json"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+    scored = "*/*/*/evaluate/knn-run.json"
+    while len(list(out.glob(scored))) < 2 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
