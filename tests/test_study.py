@@ -98,6 +98,11 @@ def test_a_row_that_was_another_one_is_refused_before_anything_runs(tmp_path: Pa
     another = r"holds another study \(cass_contrast/8/s0: nothing -> optim.lr=0.5; .* and 5 more"
     with pytest.raises(ConfigError, match=another):
         study(*words, "optim.lr=0.5", quiet=True)
+    assert study(*words, "train.save_every=7", "stream.cache_bytes=0", quiet=True)["exit_code"] == 0, (
+        "changes no weight"
+    )
+    with pytest.raises(ConfigError, match=r"name=batch_size preset=quick -> name=epochs preset=quick"):
+        study("name=epochs", "preset=quick", "rows=[cass_null]", *SHORT, f"out={tmp_path / 'out'}", quiet=True)
     with lock(tmp_path / "out", "out"):
         other = [sys.executable, "-m", "cass_scale", "study", *words, "--quiet"]
         done = subprocess.run(other, capture_output=True, text=True, check=False)
@@ -138,7 +143,9 @@ def test_sigterm_stops_cleanly(tmp_path: Path, fake_rows: Any) -> None:
     assert records.read_json(tmp_path / "out" / STUDY)["failed"] == {}, "what was stopped has not failed"
 
 
-def test_bad_input_is_told_before_anything_runs(tmp_path: Path, fake_rows: Any) -> None:
+def test_bad_input_is_told_before_anything_runs(
+    tmp_path: Path, fake_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = pictures(tmp_path / "images", 12)
     out = f"out={tmp_path / 'out'}"
     small = [word for word in SHORT if not word.startswith("data.")] + [f"data.path={images}", out]
@@ -149,6 +156,9 @@ def test_bad_input_is_told_before_anything_runs(tmp_path: Path, fake_rows: Any) 
     with pytest.raises(ConfigError) as found:
         study(GRID[0], *SHORT, "target=accuracy", "jobs=0", "preset=tiny", quiet=True)
     assert all(word in str(found.value) for word in ("target=accuracy: one of macro_f1", "jobs=0", "preset=tiny"))
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="start it without accelerate launch"):
+        patch.setenv("WORLD_SIZE", "2")
+        study(*GRID, *SHORT, quiet=True)
     with pytest.raises(ConfigError, match=r"name=batchsize|study=batchsize: no such choice; did you mean batch_size"):
         study("name=batchsize")
     assert not (tmp_path / "out").exists()

@@ -60,7 +60,7 @@ def _of_begin(path: Path) -> bool:
 def compare(folder: Path, config: JSON, manifest: Manifest, place: Place) -> None:
     """Raise ConfigError when the run in `folder` was made from another configuration or other data."""
     old, record = yaml.safe_load((folder / records.CONFIG).read_text()), records.read(folder)
-    changed = [line for line in differences(old, config) if not _free(line.split(":")[0])]
+    changed = [line for line in differences(old, config) if not free(line.split(":")[0])]
     if record["precision"] != place.precision.name:
         changed.append(f"train.precision: {record['precision']} -> {place.precision.name} on this device")
     was = record["data"]["fingerprint"]
@@ -73,8 +73,9 @@ def compare(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Non
         )
 
 
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def free(key: str) -> bool:
+    """Whether a key may differ between a run and its resumption."""
+    return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
 def proceed(folder: Path, config: JSON, steps_per_epoch: int, place: Place, call: Call) -> None:

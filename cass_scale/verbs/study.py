@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cass_scale import evidence, grid, precision, records
+from cass_scale import dist, evidence, grid, precision, records
 from cass_scale.checkpoint import StopSignal
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
@@ -28,7 +28,7 @@ from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import evaluate, pretrain, settings
-from cass_scale.verbs.folder import total_steps
+from cass_scale.verbs.folder import free, total_steps
 from cass_scale.verbs.wire import Build, choose_device, without
 
 ROW = (sys.executable, "-m", "cass_scale.verbs.row")
@@ -61,6 +61,10 @@ def settle(config: JSON) -> tuple[JSON, list[Row], Path]:
     """The study as its preset has it, its rows and its folder. Raises ConfigError with everything wrong."""
     problems = Problems()
     settings.check_values(config, settings.STUDY, problems)
+    one = dist.world() == 1
+    problems.check(
+        one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n"
+    )
     problems.raise_if_any()
     preset, name = config["preset"], config["study"]["name"]
     study = grid.shrunk(config["study"], preset)
@@ -135,9 +139,12 @@ def begin(
     path = folder / STUDY
     fresh: JSON = {"rows": {}, "failed": {}, "started": records.now()}
     old = records.read_json(path) if path.exists() else fresh
+    about = {key: study[key] for key in ("name", "title", "axis", "standard")} | {"preset": config["preset"]}
     new = {row.folder: row.record() for row in rows}
     both = [key for key in new if key in old["rows"]]
-    clash = [f"{key}: {change}" for key in both for change in _changes(old["rows"][key], new[key])]
+    was, now = ((one["name"], one["preset"]) for one in (old if old["rows"] else about, about))
+    clash = [f"name={was[0]} preset={was[1]} -> name={now[0]} preset={now[1]}"] if was != now else []
+    clash += [f"{key}: {change}" for key in both for change in _changes(old["rows"][key], new[key])]
     if clash:
         more = f"; and {len(clash) - 3} more" if len(clash) > 3 else ""
         raise ConfigError(
@@ -146,9 +153,8 @@ def begin(
     for key in both:
         new[key]["evaluations"] = old["rows"][key]["evaluations"] | new[key]["evaluations"]
     sharing = max(old.get("jobs_per_device", 1), max(list(slots).count(slot) for slot in slots))
-    fixed = {key: study[key] for key in ("name", "title", "axis", "standard")}
-    records.write_json(path, old | fixed | {
-        "schema": records.SCHEMA, "verb": "study", "command": call.command, "preset": config["preset"],
+    records.write_json(path, old | about | {
+        "schema": records.SCHEMA, "verb": "study", "command": call.command,
         "target": config["target"], "settings": list(study["settings"]), "protocols": list(study["protocols"]),
         "rows": old["rows"] | new, "jobs_per_device": sharing, "git": records.git_state(),
         "versions": records.versions(evidence.PACKAGES), "machine": evidence.machine(), "finished": None,
@@ -156,15 +162,16 @@ def begin(
 
 
 def _changes(old: JSON, new: JSON) -> list[str]:
-    """What differs between two records of a row; evaluations may be added."""
+    """What differs between two records of a row and would change its run; evaluations may be added."""
     common = old["evaluations"].keys() & new["evaluations"].keys()
     pairs = [("", old["words"], new["words"])]
     pairs += [(f"{name} ", old["evaluations"][name], new["evaluations"][name]) for name in sorted(common)]
-    return [f"{what}{_only(was, now)} -> {_only(now, was)}" for what, was, now in pairs if set(was) != set(now)]
+    both_ways = [(what, _only(was, now), _only(now, was)) for what, was, now in pairs]
+    return [f"{what}{gone or 'nothing'} -> {come or 'nothing'}" for what, gone, come in both_ways if gone or come]
 
 
 def _only(words: Sequence[str], others: Sequence[str]) -> str:
-    return " ".join(word for word in words if word not in others) or "nothing"
+    return " ".join(word for word in words if word not in others and not free(word.partition("=")[0]))
 
 
 def commands(row: Row, folder: Path) -> list[list[str]]:
