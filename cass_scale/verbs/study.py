@@ -27,7 +27,7 @@ from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import evaluate, pretrain, settings
+from cass_scale.verbs import evaluate, pretrain, settings, wire
 from cass_scale.verbs.folder import free, total_steps
 from cass_scale.verbs.wire import Build, choose_device, without
 
@@ -62,9 +62,7 @@ def settle(config: JSON) -> tuple[JSON, list[Row], Path]:
     problems = Problems()
     settings.check_values(config, settings.STUDY, problems)
     one = dist.world() == 1
-    problems.check(
-        one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n"
-    )
+    problems.check(one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
     preset, name = config["preset"], config["study"]["name"]
     study = grid.shrunk(config["study"], preset)
@@ -250,7 +248,7 @@ def dry_run(
     for shape, config in configs.items():
         resolved = precision.resolve(config["train"]["precision"], device)
         batch = config["train"]["batch_size"]
-        cost = pretrain.cost_of_a_step(config, build, settings.arm_specs(config), batch)
+        cost = wire.cost(config, build, settings.arm_specs(config), batch)
         flops[shape] = cost.flops_per_image * batch * total_steps(config, images // batch)
     rate = matrix_product(device, resolved.autocast_dtype or torch.float32)
     table = [_dry_line(shape, rows, left, took, flops, rate) for shape in configs]
