@@ -51,7 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale split data.path=DIR out=clean.csv",
     ),
     "shard": (
-        "turn a set of images into WebDataset shards",
+        "turn a set of images into WebDataset shards, or a .beton of FFCV",
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
@@ -144,7 +144,7 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
 
 
 def _imply_source(verb: str, words: list[str]) -> list[str]:
-    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
+    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds some, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
     given = [word.lstrip("+") for word in words]
@@ -152,13 +152,17 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
     implied = []
     if paths and "data" not in named:
-        from cass_scale.data.layouts import holds_shards  # decoders are loaded by verbs that need data
-
-        named["data"] = "shards" if holds_shards(paths[0]) else "folder"
+        named["data"] = "shards" if _shard_format(paths[0]) else "folder"
         implied.append(f"data={named['data']}")
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
-        implied.append("stream=webdataset")
+        implied.append(f"stream={_shard_format(*paths[:1]) or 'webdataset'}")
     return [*implied, *words]
+
+
+def _shard_format(path: str = "") -> str | None:
+    from cass_scale.data.layouts import shard_format  # decoders are loaded by verbs that need data
+
+    return shard_format(path)
 
 
 def _compose(verb: str, lines: list[str]) -> DictConfig:
@@ -263,8 +267,10 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
+    if chosen == "data=shards" and path and "stream" in seen:
+        able = _shard_format(path.partition("=")[2].strip("'\"")) or "webdataset"
+        if seen["stream"] != f"stream={able}":
+            problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream={able}")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Where images come from when they lie in tars: sets made by `cass-scale shard`, and anybody's WebDataset shards."""
+"""Where images come from when they lie in shards: sets made by `cass-scale shard`, and anybody's WebDataset tars."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cass_scale.data.cache import make_once
+from cass_scale.data import beton
+from cass_scale.data.cache import is_still, make_once
 from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
-from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
+from cass_scale.data.layouts import BETON, SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import Checked, refuse_too_many
 from cass_scale.data.sources import DEFAULT_SPLIT, assemble
@@ -23,6 +24,7 @@ from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
 
 MANIFEST = "manifest.csv"
+MADE = "made"  # key of shards.json: the beton that came out
 
 
 def shards(
@@ -34,7 +36,7 @@ def shards(
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
 ) -> Manifest:
-    """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
+    """The manifest of a set of shards: for our own the one that lies there, for foreign tars by these options.
 
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
     their `json` or `cls` members, splits else from the tars' names (`train-000.tar`), or are drawn. Raises
@@ -44,9 +46,11 @@ def shards(
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
     root = Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        read_header(root)
-        found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name)
+        head = read_header(root)
+        found = replace(Manifest.read(root / MANIFEST), root=root)
+        if head["format"] == "ffcv":
+            check_beton(found)
+        return replace(found, name=name or found.name)
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
@@ -56,15 +60,42 @@ def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
         head: JSON = json.loads((root / SHARDS).read_text())
-        number = int(head["shards"])
+        ffcv = head["format"] == "ffcv"
+        what = "its beton is not whole" if ffcv else f"{{}} of {int(head['shards'])} shards are made"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
-    if not (root / MANIFEST).is_file():
+    if not (root / MANIFEST).is_file() or (ffcv and MADE not in head):
         done = len(list(root.glob(f"*{SUFFIX}")))
-        raise DataError(
-            f"data.path={root}: {done} of {number} shards are made; finish with the same `cass-scale shard` command"
-        )
+        raise DataError(f"data.path={root}: {what.format(done)}; finish with the same `cass-scale shard` command")
     return head
+
+
+def check_beton(manifest: Manifest) -> None:
+    """Raise DataError unless the .beton beside a manifest is the one that was made with it.
+
+    FFCV checks nothing when it reads: the file is read whole, held against its sha256, when it changed since last time.
+    """
+    root, path = manifest.root, manifest.root / BETON
+    if not (root / SHARDS).is_file():
+        raise DataError(f"no {BETON} in data.path={root}; make it with `cass-scale shard source={root} format=ffcv`")
+    head = read_header(root)
+    if head["format"] != "ffcv":
+        raise DataError(f"data.path={root} holds tars, no beton: stream=webdataset reads them")
+    try:
+        size, digest, fingerprint = (head[MADE][key] for key in ("bytes", "sha256", "manifest"))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{root / SHARDS} does not describe a beton ({error}); make the shards again") from error
+    again = "restore it, or make it again with `cass-scale shard format=ffcv`"
+    if fingerprint != manifest.fingerprint():
+        raise DataError(f"{root / MANIFEST} does not belong to the {BETON} beside it; {again}")
+    try:
+        if (found := path.stat().st_size) != size:
+            raise DataError(f"{path} is {found} bytes long and was made {size}: cut off or replaced; {again}")
+        beton.check_header(path, len(manifest))
+        if not is_still(path, digest):
+            raise DataError(f"the sha256 of {path} is not that of {SHARDS}, it was changed; {again}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; {again}") from error
 
 
 def shard_name(number: int) -> str:
@@ -75,7 +106,10 @@ def shard_name(number: int) -> str:
 def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
     """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
     if (root / SHARDS).is_file():
-        names = (shard_name(i) for i in range(read_header(root)["shards"]))
+        head = read_header(root)
+        if head["format"] != "webdataset":
+            raise DataError(f"data.path={root} holds a beton, no tars: only stream=ffcv reads it")
+        names = (shard_name(i) for i in range(head["shards"]))
         yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
         return
     tars = _tars(root)

@@ -40,11 +40,28 @@ def shrink(data: bytes, recipe: Recipe) -> Encoded:
     extension, shape = _header(data)
     if recipe.size is None or (shape and _target(shape, recipe.size, recipe.resize) == shape):
         return Encoded(data, extension)
+    return compress(resized(data, recipe), recipe.quality)
+
+
+def resized(data: bytes, recipe: Recipe) -> Image.Image:
+    """RGB, upright, of the size that the recipe asks for; `square` is what `decode` gives. Raises BadImage."""
     image = load(data, recipe.size)
+    if recipe.size is None:
+        return image
     target = _target(image.size, recipe.size, recipe.resize)
-    if target != image.size:
-        image = image.resize(target, Image.Resampling.BILINEAR)
-    return _encode(_grey_if_grey(image), recipe.quality)
+    return image if target == image.size else image.resize(target, Image.Resampling.BILINEAR)
+
+
+def compress(image: Image.Image, quality: int | None) -> Encoded:
+    """A JPEG of that quality with colour at full resolution, or a PNG; grey when all three channels are equal."""
+    image = _grey_if_grey(image)
+    out = io.BytesIO()
+    image.info = {}  # no comment, profile or date of the original
+    if quality is None:
+        image.save(out, "PNG")
+        return Encoded(out.getvalue(), "png")
+    image.save(out, "JPEG", quality=quality, subsampling=0)
+    return Encoded(out.getvalue(), "jpg")
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
@@ -68,13 +85,3 @@ def _grey_if_grey(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
     return image.getchannel(0) if grey else image
-
-
-def _encode(image: Image.Image, quality: int | None) -> Encoded:
-    out = io.BytesIO()
-    image.info = {}  # no comment, profile or date of the original
-    if quality is None:
-        image.save(out, "PNG")
-        return Encoded(out.getvalue(), "png")
-    image.save(out, "JPEG", quality=quality, subsampling=0)
-    return Encoded(out.getvalue(), "jpg")

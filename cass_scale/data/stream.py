@@ -20,7 +20,7 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
 from cass_scale.errors import DataError
-from cass_scale.types import Batch
+from cass_scale.types import Batch, Stream
 
 CACHE_BYTES = 2 << 30  # decoding a small set anew every epoch is waste
 
@@ -35,6 +35,22 @@ class Source(Protocol):
     def name(self, row: int) -> str:
         """Where a person finds it."""
         ...
+
+
+class Columns:
+    """What a batch says about its images beside them: ids, groups where the manifest has any, labels when asked for."""
+
+    def __init__(self, manifest: Manifest, with_labels: bool, device: torch.device) -> None:
+        self.device = device
+        self._group = manifest.group_tensor() if any(manifest.groups) else None
+        self._label = manifest.label_tensor() if with_labels else None
+        given = {"index": True, "group": self._group is not None, "label": with_labels}
+        self.provides = frozenset(name for name, there in given.items() if there)
+
+    def batch(self, images: Tensor, index: Tensor) -> Batch:
+        """The batch of these images, which are on the device, and their ids, int64 [B]."""
+        group, label = (t if t is None else t[index].to(self.device) for t in (self._group, self._label))
+        return Batch(images, index.to(self.device), group, label)
 
 
 class PlanStream:
@@ -59,10 +75,8 @@ class PlanStream:
     ) -> None:
         self.batch_size, self.steps_per_epoch = plan.batch_size, plan.steps_per_epoch
         self.device = torch.device(device)
-        self._group = manifest.group_tensor() if any(manifest.groups) else None
-        self._label = manifest.label_tensor() if with_labels else None
-        given = {"index": True, "group": self._group is not None, "label": with_labels}
-        self.provides = frozenset(name for name, there in given.items() if there)
+        self._columns = Columns(manifest, with_labels, self.device)
+        self.provides = self._columns.provides
         fork = sys.platform == "linux"
         cached = fits(len(plan.ids), size, cache_bytes, plan.world) and (fork or workers == 0)
         self._cache = PixelCache(plan.ids, len(manifest), size) if cached else None
@@ -78,7 +92,7 @@ class PlanStream:
             multiprocessing_context="fork" if fork and workers else None,
             generator=torch.Generator(),  # else each epoch draws from the global state: resume would differ
         )
-        _open.add(self)
+        close_at_exit(self)
 
     @property
     def cached(self) -> bool:
@@ -105,7 +119,7 @@ class PlanStream:
                 ) from error
             if read.error:
                 raise DataError(read.error)
-            yield self._batch(read)
+            yield self._columns.batch(read.images.to(self.device, non_blocking=True), torch.tensor(read.ids))
 
     def close(self) -> None:
         """Stop the workers. Also done when the stream is collected and when the process ends."""
@@ -117,12 +131,6 @@ class PlanStream:
             if worker.is_alive():
                 worker.kill()  # SIGTERM does not reach them
         self._loader._iterator = None
-
-    def _batch(self, read: _Read) -> Batch:
-        index = torch.tensor(read.ids)
-        fields = [t if t is None else t[index].to(self.device) for t in (self._group, self._label)]
-        images = read.images.to(self.device, non_blocking=True)
-        return Batch(images, index.to(self.device), group=fields[0], label=fields[1])
 
 
 class _Read(NamedTuple):
@@ -191,7 +199,12 @@ def _signals_held() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, of_children)
 
 
-_open: weakref.WeakSet[PlanStream] = weakref.WeakSet()
+_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def close_at_exit(stream: Stream) -> None:
+    """See to it that what works for the stream in the background ends before the interpreter does."""
+    _open.add(stream)
 
 
 @atexit.register

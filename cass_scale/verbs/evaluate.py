@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
 from cass_scale.console import Console
-from cass_scale.data.layouts import holds_shards
+from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
@@ -31,7 +31,7 @@ from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
-from cass_scale.verbs import settings
+from cass_scale.verbs import settings, wire
 from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
@@ -101,7 +101,7 @@ class Job:
             ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
         )
         node = stream_for(self.trained["stream"], self.config["data"]["path"])
-        node = node if keep else {**node, "cache_bytes": 0}
+        node = node if keep else wire.uncached(node)
         return open_stream(node, self.build, self.manifest, plan, self.image_size, place, with_labels=True)
 
 
@@ -158,7 +158,7 @@ def other_data(config: JSON) -> JSON | None:
     path = config["data"]["path"]
     if not path:
         return None
-    source = "shards.shards" if holds_shards(path) else "sources.folder"
+    source = "shards.shards" if shard_format(path) else "sources.folder"
     return {"_target_": f"cass_scale.data.{source}", "path": path}
 
 
@@ -166,8 +166,8 @@ def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
     if path is None:
         return trained
-    kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
-    return {**trained, "_target_": f"cass_scale.data.{kind}"}
+    kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
+    return {"_target_": f"cass_scale.data.{kinds[shard_format(path)]}", "workers": trained["workers"]}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:

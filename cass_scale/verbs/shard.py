@@ -10,10 +10,11 @@ from typing import IO
 from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
+from cass_scale.data.convert_beton import BetonConversion, Mode
 from cass_scale.data.folder import Files
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import SHOWN
-from cass_scale.data.shrink import Recipe
+from cass_scale.data.shrink import Recipe, Resize
 from cass_scale.data.stream import Source
 from cass_scale.data.webdataset import Shards
 from cass_scale.errors import ConfigError, DataError, Problems
@@ -31,16 +32,15 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     out = check(config)
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(config["data"], "noise"))
-    recipe = Recipe(config["size"], config["resize"], config["quality"])
     source: Source = Shards(manifest) if config["data"]["_target_"].endswith(".shards") else Files(manifest)
-    job = Conversion(manifest, source, out, recipe, config["samples_per_shard"])
+    job = make_job(config, manifest, source, out)
     refuse_other(job)
     todo = unfinished(job)
     need = estimate(job, todo)
     images = sum(len(job.rows(shard)) for shard in todo)
     console.say("\n".join((*manifest.notes, *bad_lines(manifest))))
     console.say(
-        f"{len(manifest)} images in {job.shards} shards, {job.shards - len(todo)} of them made before; "
+        f"{len(manifest)} images in {job.shards} {job.parts}, {job.shards - len(todo)} of them made before; "
         f"about {need / 2**20:.1f} MiB to write: {out}"
     )
     refuse_small_disk(out, need)
@@ -58,7 +58,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     threads = config["workers"] if config["workers"] != "auto" else machine.cores()
     with claim(out), console.bar(images, 0, unit="image"):
         made = convert(job, todo, threads, Watch(console, images))
-    size = sum(job.tar(shard).stat().st_size for shard in range(job.shards))
+    size = job.size()
     console.say(f"done: {out}, {size / 2**20:.1f} MiB  (next: cass-scale pretrain data.path={out})")
     return record | {"bytes": size, "fingerprint": made.fingerprint(), "seconds": time.perf_counter() - started}
 
@@ -70,8 +70,23 @@ def check(config: JSON) -> Path:
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
     problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; shards hold the images")
+    mode, ffcv = config["mode"], config["format"] == "ffcv"
+    problems.check(ffcv or mode == "auto", f"mode={mode} is one of format=ffcv; tars hold image files")
+    lossy = ffcv and mode in ("jpg", "mixed")
+    problems.check(not lossy or config["quality"] is not None, f"quality=null: mode={mode} needs that of its JPEGs")
     problems.raise_if_any()
     return out
+
+
+def make_job(config: JSON, manifest: Manifest, source: Source, out: Path) -> Conversion:
+    """The conversion of the asked format; what is `auto` depends on it."""
+    ffcv, per_shard = config["format"] == "ffcv", config["samples_per_shard"]
+    usual: Resize = "square" if ffcv else "short"
+    recipe = Recipe(config["size"], usual if config["resize"] == "auto" else config["resize"], config["quality"])
+    if not ffcv:
+        return Conversion(manifest, source, out, recipe, per_shard)
+    mode: Mode = "raw" if config["mode"] == "auto" else config["mode"]
+    return BetonConversion(manifest, source, out, recipe, per_shard, mode, config["jpg_share"])
 
 
 def claim(out: Path) -> IO[str]:

@@ -128,6 +128,11 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
             tracker.finish()  # else the next run of this process would write into the same one
 
 
+def uncached(stream: JSON) -> JSON:
+    """The stream's configuration without its cache, where it has one: for images that are read once."""
+    return stream | ({"cache_bytes": 0} if "cache_bytes" in stream else {})
+
+
 def open_stream(
     stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any
 ) -> Stream:
@@ -140,14 +145,8 @@ def open_stream(
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
-    stream = open_stream(
-        {**config["stream"], "workers": 0, "cache_bytes": 0},
-        build,
-        manifest,
-        few,
-        config["arms"]["image_size"],
-        place,
-    )
+    node, size = uncached(config["stream"]) | {"workers": 0}, config["arms"]["image_size"]
+    stream = open_stream(node, build, manifest, few, size, place)
     batch = next(iter(noisy(config, stream).epoch(0)))
     return batch.images, batch.index
 
