@@ -150,16 +150,16 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
-    implied = []
+    implied, kind = [], _shard_format(paths[0]) if paths else None
     if paths and "data" not in named:
-        named["data"] = "shards" if _shard_format(paths[0]) else "folder"
+        named["data"] = "shards" if kind else "folder"
         implied.append(f"data={named['data']}")
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
-        implied.append(f"stream={_shard_format(*paths[:1]) or 'webdataset'}")
+        implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
 
 
-def _shard_format(path: str = "") -> str | None:
+def _shard_format(path: str) -> str | None:
     from cass_scale.data.layouts import shard_format  # decoders are loaded by verbs that need data
 
     return shard_format(path)

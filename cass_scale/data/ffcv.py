@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from queue import Empty
 from types import SimpleNamespace
 from typing import Any
@@ -49,28 +50,19 @@ class FFCVStream:
         self.provides = self._columns.provides
         self._order = _Order(plan)
         self._running: Any = None
-        ffcv = _ffcv()
+        _ffcv()
         self._path = manifest.root / BETON
-        self._identity = self._state()
+        self._identity = _identity(self._path)
         check_beton(manifest)
-        self._loader = ffcv.Loader(
-            str(self._path),
-            plan.batch_size,
-            num_workers=min(max(1, workers), ffcv.most_threads),
-            seed=0,  # else it draws from numpy's global state
-            drop_last=False,
-            pipelines={"image": [ffcv.SimpleRGBImageDecoder(), ffcv.ToTensor()], "label": None},
-        )
-        self._loader.traversal_order = self._order
-        with self._loader.memory_manager.schedule_epoch([]):  # maps the file now: later it may be another one
-            self._check()
+        self._loader = _loader(self._path, self._identity, workers)
         close_at_exit(self)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """This rank's micro-batches of `epoch` from optimizer step `start` on. One epoch at a time."""
         self.close()
-        self._check()
+        _check(self._path, self._identity)
         self._order.epoch, self._order.start = epoch, start
+        self._loader.batch_size, self._loader.traversal_order = self.batch_size, self._order
         running = self._running = iter(self._loader)
         try:
             for index in self.plan.batches(epoch, start):
@@ -83,18 +75,6 @@ class FFCVStream:
         if self._running is not None:
             _stop(self._running)
             self._running = None
-
-    def _check(self) -> None:
-        """Raise DataError when the file was written into, or another one stands in its place."""
-        if self._state() != self._identity:
-            raise DataError(f"{self._path} was changed under the running job; restore it, then run the command again")
-
-    def _state(self) -> tuple[int, ...]:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return ()
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _next(self, running: Any) -> Tensor:
         """[B, H, W, 3] in memory that FFCV will write over. Its own `next` would wait for ever for a dead thread."""
@@ -139,6 +119,40 @@ def _stop(running: Any) -> None:
             running.output_queue.get(timeout=0.01)
         except Empty:
             continue
+
+
+@cache  # for good: numba cannot take back what it compiled without a word on the console
+def _loader(path: Path, identity: tuple[int, ...], workers: int) -> Any:
+    """FFCV's Loader of a file that is in this state, mapped into memory at once: later it may be another one.
+
+    All streams of a process that read it share one, since it lists all samples and compiles its code anew.
+    """
+    ffcv = _ffcv()
+    loader = ffcv.Loader(
+        str(path),
+        1,
+        num_workers=min(max(1, workers), ffcv.most_threads),
+        seed=0,  # else it draws from numpy's global state
+        drop_last=False,
+        pipelines={"image": [ffcv.SimpleRGBImageDecoder(), ffcv.ToTensor()], "label": None},
+    )
+    with loader.memory_manager.schedule_epoch([]):
+        _check(path, identity)
+        return loader
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What differs when the file was written into, or another one stands in its place."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _check(path: Path, identity: tuple[int, ...]) -> None:
+    if _identity(path) != identity:
+        raise DataError(f"{path} was changed under the running job; restore it, then run the command again")
 
 
 @cache

@@ -126,7 +126,7 @@ class Manifest:
             raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(f"{path} is no manifest of schema {SCHEMA} ({error}); make it again") from error
-        if found.fingerprint() != head["fingerprint"]:
+        if found.fingerprint() != head.get("fingerprint"):
             raise DataError(f"{path} is cut off or changed: its rows do not match its header; make it again")
         return found
 

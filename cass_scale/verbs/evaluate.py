@@ -167,7 +167,9 @@ def stream_for(trained: JSON, path: str | None) -> JSON:
     if path is None:
         return trained
     kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
-    return {"_target_": f"cass_scale.data.{kinds[shard_format(path)]}", "workers": trained["workers"]}
+    kind = shard_format(path)
+    node = without(trained, "cache_bytes") if kind == "ffcv" else trained
+    return {**node, "_target_": f"cass_scale.data.{kinds[kind]}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:
