@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -210,6 +211,25 @@ def test_the_estimate_is_near(tmp_path: Path) -> None:
         true = job.size() - beton.first_page(len(source), job.page)  # what is before it is a hole
         assert 0.7 * true <= guess <= 1.4 * true
         assert estimate(job, unfinished(job)) == 0
+
+
+def test_a_disk_that_fills_up_keeps_what_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out, calls, plain = grouped(tmp_path / "images", 14), tmp_path / "out", [], os.fsync
+    betoned(source, tmp_path / "whole", per_shard=5)
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 3:  # two for a part and its entry in the journal
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match=r"out=.* cannot be written: No space left on device; finished shards"):
+            betoned(source, out, per_shard=5)
+    assert unfinished(BetonConversion(source, Files(source), out, SQUARE, 5)) == [1, 2]
+    betoned(source, out, per_shard=5)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_kill_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:

