@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(verb.shutil, "disk_usage", lambda path: usage(40_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(40_000))
     assert main(["shard", f"source={images}", f"out={tmp_path / 'out'}", "size=null"]) == 3
     assert "MiB and its disk has 0 MiB free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from cass_scale import evaluate, pretrain, records, shard
+from cass_scale import evaluate, pretrain, records, shard, verify
 from cass_scale.cli import compose_config, main
+from cass_scale.data import beton
 from cass_scale.data.shards import shards
-from cass_scale.errors import ConfigError
+from cass_scale.errors import ConfigError, DataError
 from cass_scale.verbs import shard as verb
 from tests.data.images import fill, labels_csv
+
+pytest.importorskip("ffcv", reason="needs the extra `ffcv`")
 
 ROOT = Path(__file__).parents[1]
 RUN = (
@@ -101,7 +105,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == ["shards.json"]
     assert main(["pretrain", *RUN, f"data.path={out}", f"run.dir={tmp_path / 'run'}"]) == 3
-    assert "its beton is not whole; finish with the same `cass-scale shard` command" in capsys.readouterr().err
+    assert "the beton is not whole; finish with the same `cass-scale shard` command" in capsys.readouterr().err
     assert main(["shard", *words(images, out)]) == 0
     assert f"4 parts of one beton, {after // 7} of them made before" in capsys.readouterr().err
     assert contents(out) == contents(made)
@@ -143,6 +147,43 @@ def test_refusals(
     assert main(["shard", *chosen.values()]) == code
     shown = capsys.readouterr().err
     assert said in shown and "Traceback" not in shown
+
+
+def flip(path: Path, at: int, by: bytes) -> None:
+    """Other bytes, the same size and time."""
+    stat, raw = path.stat(), bytearray(path.read_bytes())
+    raw[at : at + len(by)] = by
+    path.write_bytes(raw)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_verify_reads_every_byte_of_a_beton(mode: str, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "beton"
+    shard(*words(images, out, f"mode={mode}"), quiet=True)
+    found, folder = (verify(data={"path": path}, quiet=True)["data"] for path in (out, images))
+    assert found["damaged"] == [] and found["images"] == folder["images"] == 24
+    assert found["copies"] == folder["copies"] and found["sizes"]["width"] == folder["sizes"]["width"]
+    address = beton.read_images(out / "images.beton", 24)[5][3]
+    flip(out / "images.beton", address + 20, b"xyz")
+    record = verify(data={"path": out}, quiet=True)
+    damaged = {one["key"]: one["why"] for one in record["data"]["damaged"]}
+    assert list(damaged) == ["images.beton", "images.beton: 05.png"] and record["exit_code"] == 3
+    assert "is not that of shards.json" in damaged["images.beton"] and "sha256" in damaged["images.beton: 05.png"]
+    assert record["data"]["images"] == 23
+
+
+def test_verify_of_a_beton_with_broken_tables_or_without_one(made: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(made, tmp_path / "beton"))
+    table = beton.HEADER.itemsize + beton.FIELDS.nbytes
+    flip(out / "images.beton", table + 1, b"\x09")  # width of row 0
+    flip(out / "images.beton", table + beton.SAMPLE.itemsize + 5, b"\xff" * 8)  # address of row 1
+    damaged = {one["key"]: one["why"] for one in verify(data={"path": out}, quiet=True)["data"]["damaged"]}
+    assert damaged["images.beton: 00.png"] == "its pixels are not those of 9 x 32"
+    assert damaged["images.beton: 01.png"] == "the shard is cut off before its end"
+    (out / "images.beton").unlink()
+    with pytest.raises(DataError, match=r"images.beton cannot be read: No such file"):
+        verify(data={"path": out}, quiet=True)
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ VERSION = 2
 MIN_PAGE, MAX_PAGE = 1 << 21, 1 << 31  # what FFCV takes; a power of two
 PER_PAGE = 16  # raw images that a page holds at least: what is left over at its end stays small
 MAX_SIDE = 65535  # px
+MAX_OFFSET = 1 << 62  # that a file can be asked for
 JPG, RAW = 0, 1  # an image's mode
 INT_FIELD, IMAGE_FIELD = 1, 2
 
@@ -82,3 +83,14 @@ def check_header(path: Path, samples: int) -> None:
             f"{path} holds {int(head['samples'][0])} images, its manifest {samples}: they do not belong together; "
             "restore them, or make them again with `cass-scale shard format=ffcv`"
         )
+
+
+def read_images(path: Path, samples: int) -> list[tuple[int, int, int, int]]:
+    """Mode, width, height and address of every image, [] when there is no file; it may be damaged."""
+    try:
+        rows = np.fromfile(path, SAMPLE, samples, offset=HEADER.itemsize + FIELDS.nbytes)
+    except OSError:
+        return []
+    rows["image"]["address"] = np.minimum(rows["image"]["address"], MAX_OFFSET)
+    found: list[tuple[int, int, int, int]] = rows["image"].tolist()
+    return found

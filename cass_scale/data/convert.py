@@ -6,30 +6,30 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import PIL
+import torch
 
+from cass_scale.data.ahead import in_order, threads
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
-from cass_scale.data.layouts import SHARDS
+from cass_scale.data.layouts import MADE, MANIFEST, SHARDS
 from cass_scale.data.manifest import Manifest, replacing
-from cass_scale.data.shards import MADE, MANIFEST, shard_name
+from cass_scale.data.shards import shard_name
 from cass_scale.data.shrink import Encoded, Recipe, shrink
-from cass_scale.data.stream import Source
+from cass_scale.data.stream import Source, gone_bad
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.types import JSON
 
 BLOCK = tarfile.BLOCKSIZE
 PROBED = 32  # images encoded to estimate the size of the whole
 ALLOWANCE = 1.1  # on that estimate, when the disk is asked
+ENCODER = f"Pillow {PIL.__version__}, torch {torch.__version__}"  # versions differ in bytes
 AHEAD = 8  # images encoded in advance, per worker
 
 
@@ -42,6 +42,7 @@ class Conversion:
     out: Path
     recipe: Recipe
     per_shard: int
+    stored: ClassVar[Literal["tars", "beton"]] = "tars"
     parts: ClassVar[str] = "shards"
     in_order: ClassVar[bool] = False  # whether a shard can only be made when those before it are
 
@@ -77,7 +78,7 @@ class Conversion:
             "samples_per_shard": self.per_shard,
             **(recipe if self.recipe.size else {"size": None}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}" if self.recipe.size else None,  # versions differ in bytes
+            "encoder": ENCODER if self.recipe.size else None,
         }
 
     def note(self) -> str:
@@ -94,7 +95,7 @@ class Conversion:
             if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
                 return self.store(row, data)
         except BadImage as error:
-            raise DataError(f"{self.source.name(row)}: {error}; it was good when it was scanned") from error
+            raise DataError(gone_bad(self.source, row, error)) from error
         raise DataError(f"{self.source.name(row)} has changed since it was scanned; convert into a new folder")
 
     def store(self, row: int, data: bytes) -> Encoded:
@@ -233,8 +234,8 @@ def convert(job: Conversion, todo: Sequence[int], workers: int, progress: Callab
             left.unlink()  # of a conversion that was killed
         if todo:
             write_head(job.out, job.head())
-        with ThreadPoolExecutor(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
-            images = _in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
+        with threads(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
+            images = in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
             for shard in todo:
                 job.write_shard(shard, images, progress)
         made = job.finish()
@@ -243,28 +244,13 @@ def convert(job: Conversion, todo: Sequence[int], workers: int, progress: Callab
             f"out={job.out} cannot be written: {error.strerror}; finished shards are kept: "
             "mend that, then run the same command again"
         ) from error
-    return replace(made, root=job.out)
+    return replace(made, root=job.out, stored=job.stored)
 
 
 def write_head(out: Path, head: JSON) -> None:
     """shards.json, atomically."""
     with replacing(out / SHARDS) as temporary:
         temporary.write_text(json.dumps(head, indent=1) + "\n")
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], Encoded], rows: Iterator[int], ahead: int
-) -> Iterator[Encoded]:
-    """`work` of every row, in order, at most `ahead` of them at a time: memory stays bounded."""
-    waiting: deque[Future[Encoded]] = deque(pool.submit(work, row) for row in islice(rows, ahead))
-    try:
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(work, row) for row in islice(rows, 1))
-            yield done
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

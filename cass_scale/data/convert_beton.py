@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import PIL
 
 from cass_scale.data import beton
-from cass_scale.data.convert import Conversion, write_head
+from cass_scale.data.convert import ENCODER, Conversion, write_head
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
-from cass_scale.data.layouts import BETON, SHARDS
+from cass_scale.data.layouts import BETON, MADE, MANIFEST, SHARDS
 from cass_scale.data.manifest import Manifest
-from cass_scale.data.shards import MADE, MANIFEST
 from cass_scale.data.shrink import Encoded, compress, resized
+from cass_scale.data.stream import gone_bad
 from cass_scale.errors import DataError
 from cass_scale.types import JSON
 
@@ -38,6 +37,7 @@ class BetonConversion(Conversion):
 
     mode: Mode = "raw"
     jpg_share: float = 0.5  # of mode=mixed
+    stored: ClassVar[Literal["tars", "beton"]] = "beton"
     parts: ClassVar[str] = "parts of one beton"
     in_order: ClassVar[bool] = True
 
@@ -71,7 +71,7 @@ class BetonConversion(Conversion):
             **({"quality": self.recipe.quality} if self.mode != "raw" else {}),
             **({"jpg_share": self.jpg_share} if self.mode == "mixed" else {}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}",  # versions differ in bytes
+            "encoder": ENCODER,
         }
 
     def note(self) -> str:
@@ -87,7 +87,7 @@ class BetonConversion(Conversion):
         try:
             shape = resized(self.source.read(0), self.recipe).size
         except BadImage as error:
-            raise DataError(f"{self.source.name(0)}: {error}; it was good when it was scanned") from error
+            raise DataError(gone_bad(self.source, 0, error)) from error
         if max(shape) > beton.MAX_SIDE:
             raise DataError(f"FFCV holds images of up to {beton.MAX_SIDE} px, these have {max(shape)}; give a size")
         return shape

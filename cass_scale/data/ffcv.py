@@ -15,15 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from cass_scale.data.betons import check_beton
 from cass_scale.data.layouts import BETON
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
-from cass_scale.data.shards import check_beton
-from cass_scale.data.stream import Columns, close_at_exit
+from cass_scale.data.shards import read_header
+from cass_scale.data.stream import Fields, close_at_exit
 from cass_scale.errors import DataError, MissingExtra
 from cass_scale.types import Batch
 
 PATIENCE = 1.0  # seconds between looks at whether FFCV's thread still lives
+
+
+def require() -> None:
+    """Raise MissingExtra where FFCV is not installed, or cannot be loaded."""
+    _ffcv()
 
 
 class FFCVStream:
@@ -46,14 +52,17 @@ class FFCVStream:
     ) -> None:
         self.batch_size, self.steps_per_epoch = plan.batch_size, plan.steps_per_epoch
         self.device, self.size, self.plan = torch.device(device), size, plan
-        self._columns = Columns(manifest, with_labels, self.device)
-        self.provides = self._columns.provides
+        self._fields = Fields(manifest, with_labels, self.device)
+        self.provides = self._fields.provides
         self._order = _Order(plan)
         self._running: Any = None
-        _ffcv()
+        require()
         self._path = manifest.root / BETON
         self._identity = _identity(self._path)
-        check_beton(manifest)
+        if manifest.stored != "beton":
+            what = f"stream=ffcv reads a beton, and data.path={manifest.root} holds {manifest.stored}"
+            raise DataError(f"{what}; make one with `cass-scale shard source={manifest.root} format=ffcv`")
+        check_beton(manifest, read_header(manifest.root))
         self._loader = _loader(self._path, self._identity, workers)
         close_at_exit(self)
 
@@ -66,7 +75,7 @@ class FFCVStream:
         running = self._running = iter(self._loader)
         try:
             for index in self.plan.batches(epoch, start):
-                yield self._columns.batch(self._own(self._next(running)), index.clone())
+                yield self._fields.batch(self._own(self._next(running)), index.tolist())
         finally:
             _stop(running)
 
@@ -93,9 +102,12 @@ class FFCVStream:
             images = pinned.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         else:
             images = images.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format).to(self.device)
-        if images.shape[2:] == (self.size, self.size):
+        size = (self.size, self.size)
+        if images.shape[2:] == size:
             return images
-        squashed = F.interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        if not images.is_cuda:  # as the folder's
+            return F.interpolate(images, size, mode="bilinear", antialias=True)
+        squashed = F.interpolate(images.float(), size, mode="bilinear", antialias=True)  # it has no filter for bytes
         return squashed.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -31,7 +31,7 @@ from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
-from cass_scale.verbs import settings, wire
+from cass_scale.verbs import settings
 from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
@@ -101,8 +101,8 @@ class Job:
             ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
         )
         node = stream_for(self.trained["stream"], self.config["data"]["path"])
-        node = node if keep else wire.uncached(node)
-        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, with_labels=True)
+        more = {"keep": keep, "with_labels": True}
+        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, **more)
 
 
 def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
@@ -165,6 +165,8 @@ def other_data(config: JSON) -> JSON | None:
 def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
     if path is None:
+        return trained
+    if trained["_target_"].endswith(".DaliStream") and shard_format(path) != "ffcv":  # it reads files and tars
         return trained
     kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
     kind = shard_format(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import IO
@@ -11,12 +10,10 @@ from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
 from cass_scale.data.convert_beton import BetonConversion, Mode
-from cass_scale.data.folder import Files
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import SHOWN
 from cass_scale.data.shrink import Recipe, Resize
-from cass_scale.data.stream import Source
-from cass_scale.data.webdataset import Shards
+from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.run import lock
 from cass_scale.types import JSON, Call
@@ -32,8 +29,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     out = check(config)
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(config["data"], "noise"))
-    source: Source = Shards(manifest) if config["data"]["_target_"].endswith(".shards") else Files(manifest)
-    job = make_job(config, manifest, source, out)
+    job = make_job(config, manifest, out)
     refuse_other(job)
     todo = unfinished(job)
     need = estimate(job, todo)
@@ -69,7 +65,7 @@ def check(config: JSON) -> Path:
     settings.check_values(config, settings.SHARD, problems)
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
-    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; shards hold the images")
+    settings.refuse_noise(config, problems)
     mode, ffcv = config["mode"], config["format"] == "ffcv"
     problems.check(ffcv or mode == "auto", f"mode={mode} is one of format=ffcv; tars hold image files")
     lossy = ffcv and mode in ("jpg", "mixed")
@@ -78,9 +74,9 @@ def check(config: JSON) -> Path:
     return out
 
 
-def make_job(config: JSON, manifest: Manifest, source: Source, out: Path) -> Conversion:
+def make_job(config: JSON, manifest: Manifest, out: Path) -> Conversion:
     """The conversion of the asked format; what is `auto` depends on it."""
-    ffcv, per_shard = config["format"] == "ffcv", config["samples_per_shard"]
+    ffcv, source, per_shard = config["format"] == "ffcv", source_of(manifest), config["samples_per_shard"]
     usual: Resize = "square" if ffcv else "short"
     recipe = Recipe(config["size"], usual if config["resize"] == "auto" else config["resize"], config["quality"])
     if not ffcv:
@@ -112,10 +108,7 @@ def bad_lines(manifest: Manifest) -> list[str]:
 
 def refuse_small_disk(out: Path, need: int) -> None:
     """Raise DataError when the disk has not the room, before anything is written."""
-    here = out
-    while not here.exists():
-        here = here.parent
-    free = shutil.disk_usage(here).free
+    free = machine.free_disk(out)
     if need * ALLOWANCE > free:
         raise DataError(
             f"out={out} needs about {need * ALLOWANCE / 2**20:.0f} MiB and its disk has {free / 2**20:.0f} MiB free; "

@@ -7,9 +7,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cass_scale.data import sources
 from cass_scale.data.convert import Conversion, convert, refuse_other, unfinished
 from cass_scale.data.convert_beton import BetonConversion
+from cass_scale.data.dali import DaliStream
 from cass_scale.data.ffcv import FFCVStream
 from cass_scale.data.folder import Files, FolderStream
 from cass_scale.data.manifest import Manifest
@@ -19,7 +22,9 @@ from cass_scale.data.webdataset import WebDatasetStream
 from cass_scale.types import Stream
 from tests.data.images import fill, labels_csv
 
-STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream, "ffcv": FFCVStream}
+STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream, "dali": DaliStream, "ffcv": FFCVStream}
+CACHING = ("folder", "webdataset")  # keep decoded images
+NEEDS = {"dali": "nvidia.dali", "ffcv": "ffcv"}
 SIZE = 12  # of the images in a batch
 AS_IT_IS, SQUARE = Recipe(None), Recipe(SIZE, "square")
 
@@ -49,9 +54,10 @@ def betoned(
 
 
 def open_stream(kind: str, manifest: Manifest, plan: Plan, workers: int = 0, **options: Any) -> Stream:
-    if kind == "ffcv":
-        options.pop("cache_bytes", None)  # it has none
-    return STREAMS[kind](manifest, plan, **{"size": SIZE, "workers": workers, "device": "cpu", **options})
+    if kind in NEEDS:
+        pytest.importorskip(NEEDS[kind], reason=f"needs the extra `{kind}`")
+    made: Stream = STREAMS[kind](manifest, plan, **{"size": SIZE, "workers": workers, "device": "cpu", **options})
+    return made
 
 
 def write_tar(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:

@@ -29,6 +29,8 @@ from cass_scale.errors import ConfigError, DataError
 from tests.data.images import encode, fill, noise
 from tests.data.tars import AS_IT_IS, SQUARE, betoned, grouped, sharded
 
+pytest.importorskip("ffcv", reason="needs the extra `ffcv`")
+
 SMALL = Recipe(16, "square", 90)
 KEPT: list[Any] = []  # loaders of FFCV: when one is collected, numba complains on the console
 MODES: list[dict[str, Any]] = [{"mode": "raw"}, {"mode": "jpg"}, {"mode": "mixed", "jpg_share": 0.3}]
