@@ -30,7 +30,7 @@ Build = Callable[..., Any]
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
 PACKAGES = (
     "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
-    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda130", "ffcv",
 )  # fmt: skip
 
 

@@ -102,6 +102,17 @@ def _pixels(folder: Manifest, row: int) -> Any:
     return decode((folder.root / folder.keys[row]).read_bytes(), None)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu(folder: Manifest, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    made = betoned(folder, tmp_path / "out", Recipe(48, "square"))
+    for size, away in ((48, 0), (24, 1)):
+        got = every("ffcv", made, size=size, device="cuda")
+        assert got.is_cuda and got.is_contiguous()
+        assert off(got.cpu(), every("ffcv", made, size=size)) <= away
+
+
 def test_starting_late_gives_ffcv_nothing_of_what_was_skipped(whole: Path) -> None:
     stream = opened(whole)
     (last,) = list(stream.epoch(1, start=2))
