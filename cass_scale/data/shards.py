@@ -1,4 +1,4 @@
-"""Where images come from when they lie in tars: sets made by `cass-scale shard`, and anybody's WebDataset shards."""
+"""Where images come from when they lie in shards: sets made by `cass-scale shard`, and anybody's WebDataset tars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cass_scale.data.betons import check_beton, look_at_beton
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
-from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
+from cass_scale.data.layouts import MADE, MANIFEST, SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
 from cass_scale.data.ranges import LocalRanges, read_checked
@@ -27,7 +28,6 @@ from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
 
-MANIFEST = "manifest.csv"
 REMEDY = "draw a split of the images that the shards were made from (`cass-scale split`), and make the shards again"
 
 
@@ -41,7 +41,7 @@ def shards(
     workers: int | None = None,
     window: Any = "auto",
 ) -> Manifest:
-    """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
+    """The manifest of a set of shards: for our own the one that lies there, for foreign tars by these options.
 
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
     their `json` or `cls` members, splits else from the tars' names (`train-000.tar`), or are drawn. Raises
@@ -51,26 +51,38 @@ def shards(
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
     root = Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        read_header(root)
-        found = Manifest.read(root / MANIFEST)
-        return shown_by(replace(found, root=root, name=name or found.name, tars=True), read_window(window))
+        found = _own(root, name)
+        if found.stored == "beton":
+            check_beton(found, read_header(root))
+        return shown_by(found, read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return shown_by(found, read_window(window))
+
+
+def _own(root: Path, name: str | None) -> Manifest:
+    """That of a set made here, which is not looked at."""
+    stored: Literal["tars", "beton"] = "beton" if read_header(root)["format"] == "ffcv" else "tars"
+    found = Manifest.read(root / MANIFEST)
+    return replace(found, root=root, name=name or found.name, stored=stored)
 
 
 def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
         head: JSON = json.loads((root / SHARDS).read_text())
-        head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
-        if min(head["shards"], head["samples_per_shard"]) < 1:
-            raise ValueError("a number in it is not positive")
+        if head["format"] != "ffcv":
+            head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+            if min(head["shards"], head["samples_per_shard"]) < 1:
+                raise ValueError("a number in it is not positive")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
-    if not (root / MANIFEST).is_file():
-        done = f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']}"
-        raise DataError(f"data.path={root}: {done} shards are made; finish with the same `cass-scale shard` command")
+    if head["format"] == "ffcv":
+        whole, what = MADE in head, "the beton is not whole"
+    else:
+        whole, what = True, f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']} shards are made"
+    if not whole or not (root / MANIFEST).is_file():
+        raise DataError(f"data.path={root}: {what}; finish with the same `cass-scale shard` command")
     return head
 
 
@@ -82,7 +94,10 @@ def shard_name(number: int) -> str:
 def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
     """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
     if (root / SHARDS).is_file():
-        names = (shard_name(i) for i in range(read_header(root)["shards"]))
+        head = read_header(root)
+        if head["format"] != "webdataset":
+            raise DataError(f"data.path={root} holds a beton, no tars: only stream=ffcv reads it")
+        names = (shard_name(i) for i in range(head["shards"]))
         yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
         return
     tars = _tars(root)
@@ -122,7 +137,7 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
     checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
-    return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
+    return replace(made, bad=tuple(bad for index in found for bad in index.bad), stored="tars")
 
 
 def survey(
@@ -135,12 +150,28 @@ def survey(
 ) -> Survey:
     """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError."""
     root = Path(path).expanduser().absolute()
-    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers, window=window)
+    own = (root / SHARDS).is_file()
+    manifest = _own(root, name) if own else shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    manifest = shown_by(manifest, read_window(window))
     return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
 
 
 def _examine(manifest: Manifest, workers: int | None) -> Examined:
     """Images that cannot be read any more are no rows; all damage is listed, by shard and image."""
+    if manifest.stored == "beton":
+        looks, damaged = look_at_beton(manifest, read_header(manifest.root), workers)
+    else:
+        looks, damaged = _hold_tars(manifest, workers)
+    notes = manifest.notes
+    if (manifest.root / SHARDS).is_file() and manifest.bad:
+        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
+        manifest = replace(manifest, bad=())
+    made = replace(manifest.take(list(looks)), notes=notes)
+    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+
+
+def _hold_tars(manifest: Manifest, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
+    """The looks of good images by row, and what is damaged."""
     looks: dict[int, Look] = {}
     damaged: list[Bad] = []
     for rows, file, index in _parts(manifest):
@@ -152,12 +183,7 @@ def _examine(manifest: Manifest, workers: int | None) -> Examined:
             found, wrong = _hold(manifest, rows, index, workers)
             looks |= found
             damaged += wrong
-    notes = manifest.notes
-    if (manifest.root / SHARDS).is_file() and manifest.bad:
-        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
-        manifest = replace(manifest, bad=())
-    made = replace(manifest.take(list(looks)), notes=notes)
-    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+    return looks, damaged
 
 
 def _parts(manifest: Manifest) -> Iterator[tuple[range, str, ShardIndex | Bad]]:

@@ -25,8 +25,8 @@ class WebDatasetStream(PlanStream):
 
 
 def source_of(manifest: Manifest) -> Source:
-    """The images of a manifest wherever they lie, for what reads files and tars alike."""
-    return Shards(manifest) if manifest.tars else Files(manifest)
+    """The images of a manifest wherever they lie, for what reads files and tars alike. Raises DataError for a beton."""
+    return Files(manifest) if manifest.stored == "files" else Shards(manifest)
 
 
 class Shards:
