@@ -6,32 +6,19 @@ Singh, Cirrone 2023, arXiv 2301.12025, section 3 and algorithm 1; the notebook o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cass_scale.encoders import Encoder
+from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError
 from cass_scale.losses.cosine import noise_rule
-from cass_scale.methods.base import Method, views_by_arm
-from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput
+from cass_scale.methods.base import Arm, Arms, Method, wrong_number
+from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput, ViewSpec
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-class Arm(nn.Module):
-    """An encoder and what turns its features [B, dim] into outputs [B, K]."""
-
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, view: Tensor) -> ArmOutput:
-        """View float [B, 3, S, S] in [0, 1] -> features [B, dim], outputs [B, K]."""
-        features = self.encoder(view)
-        return ArmOutput(features, self.head(features))
 
 
 def projector(dim: int, hidden: int, outputs: int) -> nn.Module:
@@ -51,6 +38,8 @@ class CASS(Method):
     control: learning rate 0, so that only BatchNorm's running statistics move, as in the recorded run of the
     authors. Raises ConfigError unless there are two arms with outputs of one width.
     """
+
+    objectives = frozenset({"cosine", "infonce", "vicreg", "barlow", "sinkhorn"})
 
     def __init__(
         self,
@@ -72,9 +61,20 @@ class CASS(Method):
             name: Arm(e, projector(e.dim, projection_hidden, projection) if projection else head)
             for name, (e, head) in encoders.items()
         }
-        self.arms = nn.ModuleDict(arms)
+        self.arms = Arms(arms)
         self.objective = objective
         self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
+
+    @classmethod
+    def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
+        """Two arms, outputs of one width, one view or one for each arm."""
+        found = super().problems(arms, views, objective) + wrong_number(len(views.sizes), ARMS)
+        if len(arms) != ARMS:
+            found.append(f"arms: {len(arms)} arms ({', '.join(arms)}); CASS compares exactly two")
+        if len(widths := {str(spec.outputs) for spec in arms.values()}) > 1:
+            given = ", ".join(sorted(widths))
+            found.append(f"arms.*.outputs: {given}; the objective compares outputs of one width")
+        return found
 
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
         """One pass through both arms; the loss of this micro-batch and the mean cosine between the arms."""
@@ -87,25 +87,13 @@ class CASS(Method):
 
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
         """Features and outputs per arm, in the order of the configuration."""
-        by_arm = views_by_arm(views, list(self.arms))
-        return {name: arm(by_arm[name]) for name, arm in self._arms().items()}
+        found: dict[str, ArmOutput] = self.arms(views)
+        return found
 
     def encoders(self) -> dict[str, Encoder]:
         """Both encoders, without their heads."""
-        return {name: arm.encoder for name, arm in self._arms().items()}
+        return self.arms.encoders()
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group per arm, so that each may have its own optimizer (Table 10)."""
-        scale = 0.0 if self.frozen else 1.0
-        return [
-            {
-                "params": list(arm.parameters()),
-                "lr_scale": scale,
-                "algorithm": arm.encoder.spec.optimizer,
-                "arm": name,
-            }
-            for name, arm in self._arms().items()
-        ]
-
-    def _arms(self) -> dict[str, Arm]:
-        return cast(dict[str, Arm], dict(self.arms.items()))
+        """One group per arm."""
+        return self.arms.param_groups(0.0 if self.frozen else 1.0)

@@ -20,7 +20,7 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import Collapsed, ConfigError, MissingExtra, Problems
-from cass_scale.estimate import estimate
+from cass_scale.estimate import Estimate, estimate
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
@@ -34,12 +34,11 @@ from cass_scale.verbs import settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
-from cass_scale.views import problems as view_problems
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
     """Train what `config` says; returns run.json. Raises the errors of cass_scale.errors."""
-    specs = check(config, build)
+    specs, kind = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
     if resolved.use_scaler and not config["train"]["clear_gradients"]:
@@ -54,19 +53,21 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
-        ids = manifest.rows("train")  # the training split only: held-back images stay unseen
+        ids, specs = wire.learnable(manifest, kind.needs, specs)
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
         plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
-        size = config["arms"]["image_size"]
-        stream = wire.noisy(config, wire.open_stream(config["stream"], build, manifest, plan, size, place))
+        size, labels = config["arms"]["image_size"], "label" in kind.needs
+        opened = wire.open_stream(config["stream"], build, manifest, plan, size, place, with_labels=labels)
+        stream = wire.noisy(config, opened)
         method = wire.make_method(config, build, specs).to(place.device)
+        flops = cost_of_a_step(config, build, specs, 2).flops_per_image if config["train"]["count_flops"] else None
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
-            begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
+            begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call, flops)
         elif place.accelerator.is_main_process:
             proceed(folder, config, stream.steps_per_epoch, place, call)
         place.accelerator.wait_for_everyone()
@@ -87,12 +88,11 @@ def work(
     torch.manual_seed(config["seed"] + place.rank)  # dropout and stochastic depth draw from the global state
     views: ViewSpec = build(config["views"])
     memory: JSON = {}
-    rate = make_schedule(batch_size=train_keys["batch_size"], **config["schedule"])
     done = train(
         method,
         stream,
         wire.make_optimizer(method, config["optim"], place.device),
-        lambda at: rate(at, config["optim"]["lr"]),
+        wire.make_rates(config),
         views,
         place.accelerator,
         make_todo(config),
@@ -110,16 +110,27 @@ def work(
         (run.folder / "export").mkdir(exist_ok=True)
         for name, encoder in method.encoders().items():
             encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note)
-    run.update(status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last)
-    run.console.say(f"done: {run.folder}  (next: cass-scale evaluate run.dir={run.folder})")
+    run.update(
+        status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last,
+        exported=method.exported,
+    )  # fmt: skip
+    run.console.say(f"done: {run.folder}, {speed(run)}  (next: cass-scale evaluate run.dir={run.folder})")
 
 
-def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
-    """Every problem of the values at once, before a device or a file is touched."""
+def speed(run: Run) -> str:
+    """Images per second and device over the whole training, and the arithmetic that they took."""
+    record = records.read(run.folder) if run.main else {}
+    hours = run.meter.device_hours()["train"]
+    rate, flops = record.get("images_seen", 0) / max(1e-9, 3600 * hours), record.get("flops_per_image")
+    work = f" x {flops / 1e9:.3g} GFLOP per image = {rate * flops / 1e12:.3g} TFLOP/s" if flops else ""
+    return f"{rate:.1f} images/s{work} per device"
+
+
+def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]:
+    """Every problem of the values at once, before a device or a file is touched; the arms and the method's class."""
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    specs = settings.arm_specs(config)
-    settings.check_arms(specs, config["arms"]["image_size"], problems)
+    specs, kind = settings.check_arms(config, problems), wire.method_class(config, build)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if not problems.found:
@@ -131,7 +142,13 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         )
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
-        problems.found += view_problems(build(config["views"]))
+        views: ViewSpec = build(config["views"])
+        settings.check_views(views, specs, config["arms"]["image_size"], problems)
+        problems.found += kind.problems(specs, views, config["objective"]["_target_"].rpartition(".")[2])
+        problems.check(
+            not (config["swa"]["enabled"] and kind.averaged),
+            f"swa.enabled=true: method={config['method']['name']} exports a running mean of its weights already",
+        )
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
@@ -140,7 +157,7 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         f"run.dir={folder}: not writable; choose a folder you may write to",
     )
     problems.raise_if_any()
-    return specs
+    return specs, kind
 
 
 def default_dir(config: JSON) -> Path:
@@ -159,6 +176,7 @@ def make_todo(config: JSON) -> Todo:
         "max_steps",
         "accumulate",
         "clip",
+        "clip_each",
         "clear_gradients",
         "log_every",
         "save_every",
@@ -208,6 +226,21 @@ def observer(
     return observe
 
 
+def cost_of_a_step(
+    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, activation_bytes: int = 4
+) -> Estimate:
+    """FLOPs and memory of the configured step. Raises ConfigError for a body that computes only with real numbers."""
+    try:
+        with torch.device("meta"):
+            method = wire.make_method(config, build, specs, load=False)
+        return estimate(method, build(config["views"]), micro_batch, activation_bytes)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"train.count_flops=true: a step of these arms cannot be counted without computing it ({error}); "
+            "set train.count_flops=false"
+        ) from error
+
+
 def dry_run(
     config: JSON,
     build: Build,
@@ -218,12 +251,7 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
-    with torch.device("meta"):
-        method = wire.make_method(config, build, specs, load=False)
-    spec: ViewSpec = build(config["views"])
-    views = len(specs) if spec.per_arm == "own" else 1
-    width = 2 if resolved.autocast_dtype else 4
-    cost = estimate(method, config["arms"]["image_size"], plan.batch_size, views, width)
+    cost = cost_of_a_step(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
     steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
     images = steps * config["train"]["batch_size"]
     giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15
