@@ -19,7 +19,7 @@ class Estimate:
 
     flops_per_image: float
     parameters: int
-    memory_bytes: int  # weights, gradients, two Adam moments, saved activations; no allocator overhead
+    memory_bytes: int  # weights, of trained ones gradients and two Adam moments, saved activations; no allocator's
 
 
 def estimate(method: Method, views: ViewSpec, micro_batch: int, activation_bytes: int) -> Estimate:
@@ -49,5 +49,6 @@ def estimate(method: Method, views: ViewSpec, micro_batch: int, activation_bytes
         loss = method(crops, batch, Progress(0, 0, 0, 1)).loss
         loss.backward()
     parameters = sum(p.numel() for p in method.parameters())
-    memory = 16 * parameters + sum(saved.values()) * micro_batch / probe
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    memory = 4 * parameters + 12 * trained + sum(saved.values()) * micro_batch / probe
     return Estimate(counter.get_total_flops() / probe, parameters, int(memory))

@@ -104,7 +104,7 @@ class DINO(Method):
         """Move the teacher towards the student and the centre towards the teacher's mean score over all ranks."""
         stays = cosine(progress.fraction, start=self.ema, end=self.ema_end)
         average = get_ema_multi_avg_fn(stays)
-        average(list(self.teacher.parameters()), list(self.student.parameters()), None)  # type: ignore[arg-type]
+        average(list(self.teacher.parameters()), list(self.student.parameters()), None)
         self.centre.lerp_(dist.all_reduce_mean(torch.stack(self._means).mean(dim=0)), 1 - self.stays)
         self._means.clear()
 

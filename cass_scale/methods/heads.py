@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,5 +51,5 @@ def authors_head(
 def learner_head(dim: int, *, prototypes: int = 65336, hidden: int = 256) -> Head:
     """That of vit-pytorch's learner (lucidrains/vit-pytorch v0.35.8, vit_pytorch/dino.py, MLP)."""
     widths = (dim, hidden, hidden, hidden)
-    layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.GELU())]
+    layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.GELU())]
     return Head(nn.Sequential(*layers), nn.Linear(hidden, prototypes), unit=False)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,11 +42,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     specs, kind = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
-    if resolved.use_scaler and not config["train"]["clear_gradients"]:
-        raise ConfigError(
-            "train.clear_gradients=false (method=cass_official) contradicts fp16: loss scaling would rescale the "
-            "gradients of earlier steps again and again; set train.precision=fp32"
-        )
+    refuse_scaled_leftovers(resolved, config)
     folder = Path(config["run"]["dir"] or default_dir(config))
     place = wire.open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
@@ -53,14 +50,16 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
-        ids, specs = wire.learnable(manifest, kind.needs, specs)
+        ids = wire.training_rows(manifest, kind.needs)
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
         plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
+    if labels := "label" in kind.needs:
+        specs = {name: replace(spec, outputs=len(manifest.classes)) for name, spec in specs.items()}
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
-        size, labels = config["arms"]["image_size"], "label" in kind.needs
+        size = config["arms"]["image_size"]
         opened = wire.open_stream(config["stream"], build, manifest, plan, size, place, with_labels=labels)
         stream = wire.noisy(config, opened)
         method = wire.make_method(config, build, specs).to(place.device)
@@ -84,7 +83,7 @@ def work(
     config: JSON, build: Build, method: Method, stream: Stream, manifest: Manifest, place: Place, run: Run
 ) -> None:
     """The training itself, and what is left when it ends."""
-    train_keys, swa = config["train"], config["swa"]
+    swa = config["swa"]
     torch.manual_seed(config["seed"] + place.rank)  # dropout and stochastic depth draw from the global state
     views: ViewSpec = build(config["views"])
     memory: JSON = {}
@@ -160,11 +159,21 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
     return specs, kind
 
 
+def refuse_scaled_leftovers(resolved: precision.Resolved, config: JSON) -> None:
+    """Raise ConfigError where gradients that are never cleared meet loss scaling."""
+    if resolved.use_scaler and not config["train"]["clear_gradients"]:
+        raise ConfigError(
+            "train.clear_gradients=false (method=cass_official) contradicts fp16: loss scaling would rescale the "
+            "gradients of earlier steps again and again; set train.precision=fp32"
+        )
+
+
 def default_dir(config: JSON) -> Path:
     """A name nobody chose: unique to the second, so it is never resumed by accident."""
     source = config["data"]
     data = source.get("name") or Path(source.get("path") or source["_target_"].rpartition(".")[2]).name
-    return Path("runs") / f"{config['method']['name']}-{data}-s{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    method = "-".join(filter(None, (config["method"]["name"], config["arm"])))
+    return Path("runs") / f"{method}-{data}-s{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def make_todo(config: JSON) -> Todo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +185,21 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
     return method
 
 
-def learnable(manifest: Manifest, needs: frozenset[str], specs: dict[str, ArmSpec]) -> tuple[Tensor, dict[str, ArmSpec]]:
-    """Training rows, and the arms' specifications, for a method that needs labels or not: then labelled rows
-    only, and one output per class. Raises DataError where labels are needed and there are none."""
-    rows = manifest.rows("train")  # the training split only: held-back images stay unseen
+def training_rows(manifest: Manifest, needs: frozenset[str]) -> Tensor:
+    """Rows of the training split, which alone is seen; the labelled ones for a method that needs labels.
+
+    Raises DataError where labels are needed and there are none.
+    """
+    rows = manifest.rows("train")
     if "label" not in needs:
-        return rows, specs
+        return rows
     rows = rows[manifest.labelled()[rows]]
     if not len(rows):
         raise DataError(
             f"{manifest.name} has no labelled training images, which this method learns from: add labels.csv (columns "
             "path,label), or class folders"
         )
-    return rows, {name: replace(spec, outputs=len(manifest.classes)) for name, spec in specs.items()}
+    return rows
 
 
 def make_rates(config: JSON) -> Callable[[Progress], Rates]:
