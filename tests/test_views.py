@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from cass_scale.colour import mean_luma
-from cass_scale.types import Crop, Jitter, Stage, ViewSpec
+from cass_scale.types import Blur, Crop, Jitter, Stage, ViewSpec
 from cass_scale.views import apply_crop, make_views, problems, sample_crop
 from tests.reference.views import OFFICIAL, J, noise, smooth
 
@@ -153,7 +153,7 @@ EVERYTHING = ViewSpec(
             hflip=0.5,
         ),
         replace(OFFICIAL, count=2),
-        replace(OFFICIAL, size=61),
+        replace(OFFICIAL, size=61, grey=0.3, blur=Blur(0.6), solarise=0.3),
     ),
 )
 

@@ -102,7 +102,8 @@ class DINO(Method):
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
         """Move the teacher towards the student and the centre towards the teacher's mean score over all ranks."""
-        stays = cosine(progress.fraction, start=self.ema, end=self.ema_end)
+        begun = progress.fraction * (progress.step - 1) / progress.step  # the authors count steps from 0
+        stays = cosine(begun, start=self.ema, end=self.ema_end)
         average = get_ema_multi_avg_fn(stays)
         average(list(self.teacher.parameters()), list(self.student.parameters()), None)
         self.centre.lerp_(dist.all_reduce_mean(torch.stack(self._means).mean(dim=0)), 1 - self.stays)
