@@ -1,4 +1,4 @@
-"""Grey, blur and solarisation of views against torchvision and PIL, how often they are drawn, and what they leave alone."""
+"""Grey, blur and solarisation of views against torchvision and PIL; how often they are drawn, what they leave alone."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from cass_scale.cli import build, compose_config
 from cass_scale.verbs import settings
 from cass_scale.verbs.pretrain import cost_of_a_step
 
-# Multiply-adds per image, 1e9, of one forward pass; a training step is three. ViT-B/16 and ResNet-50 by side of the image.
+# Multiply-adds of a forward pass of ViT-B/16 and ResNet-50, 1e9, by the side of the image; a training step is three.
 VIT, RESNET = {384: 55.5, 224: 17.6, 96: 3.19}, {384: 12.0, 224: 4.09, 96: 0.75}
 
 

@@ -212,6 +212,17 @@ def test_micro_batches_move_centre_and_teacher_once_per_step() -> None:
     assert whole.centre.abs().sum() > 0
 
 
+def test_off_the_cpu_no_step_reads_data_back() -> None:
+    """Tensors without data fail at anything that would have to wait for a device."""
+    with torch.device("meta"):
+        method = made()
+        crops = [torch.empty(4, 3, size, size) for size in MULTICROP]
+    method(crops, BATCH, at(0)).loss.backward()
+    optim.clip_each_(method.student.parameters(), 3.0)
+    method.after_step(at(1))
+    assert method.centre.is_meta
+
+
 def test_the_temperature_warms_up_with_the_samples_seen() -> None:
     method = made(temperature=0.07, temperature_start=0.04, warmup=0.3)
     assert [method._temperature(at(s)) for s in (0, 1, 3, 10)] == pytest.approx([0.04, 0.05, 0.07, 0.07])
