@@ -26,7 +26,8 @@ def dino(targets: Tensor, scores: Tensor, *, student_temperature: float = 0.1) -
 
     Each rank returns the mean over its own rows, so DDP's mean of gradients is that of the global batch.
 
-    Caron et al. 2021, arXiv 2104.14294, algorithm 1; facebookresearch/dino @ 7c446df, main_dino.py, DINOLoss.
+    Caron et al. 2021, arXiv 2104.14294, algorithm 1; facebookresearch/dino @ 7c446df, main_dino.py, DINOLoss. Equals
+    lightly's DINOLoss, which also moves a centre: at every call, so once per micro-batch instead of once per step.
 
     Raises:
         ConfigError: no pair of different views.

@@ -16,14 +16,14 @@ class Method(nn.Module):
     """What the loop trains. Subclasses own encoders, heads and the loss; never a logger, path or rank."""
 
     needs: frozenset[str] = frozenset()  # optional batch fields it requires, e.g. {"label"}
-    objectives: frozenset[str] = frozenset()  # losses it can work with
+    objectives: frozenset[str] = frozenset()  # losses it can work with; none: it brings its own
     exported: str = "the trained encoders"  # what `encoders` gives, for the record
     averaged: bool = False  # whether that is a running mean of the weights already
 
     @classmethod
     def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
         """What of these the method cannot work with, and what would work; found before anything is built."""
-        if objective in cls.objectives:
+        if not cls.objectives or objective in cls.objectives:
             return []
         return [f"objective={objective}: {cls.__name__} works with {', '.join(sorted(cls.objectives))}"]
 
