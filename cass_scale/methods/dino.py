@@ -75,7 +75,7 @@ class DINO(Method):
 
     @classmethod
     def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
-        """One arm; two global views, and local ones unless the student sees the global ones too."""
+        """One arm, and two global views of one size before all others."""
         found = super().problems(arms, views, objective)
         if len(arms) != 1:
             found.append(_one_arm(list(arms)))
@@ -91,7 +91,7 @@ class DINO(Method):
             said = scores(self.teacher, views[:GLOBALS])
             self._means.append(said.mean(dim=(0, 1)))
         targets = sharpened(said, self.centre, temperature=self._temperature(progress))
-        answers = scores(self.student, views if self.sees == "all" else views[GLOBALS:])
+        answers = scores(self.student, views if self.sees == "all" else _locals(views))
         entropy = torch.special.entr(targets).sum(dim=-1).mean() / math.log(targets.shape[-1])
         return StepOutput(self.objective(targets, answers), {"teacher_entropy": entropy})
 
@@ -141,6 +141,12 @@ def scores(arm: Arm, views: list[Tensor]) -> Tensor:
     features = torch.cat([arm.encoder(torch.cat(run)) for run in runs])
     found: Tensor = arm.head(features).unflatten(0, (len(views), -1))
     return found
+
+
+def _locals(views: list[Tensor]) -> list[Tensor]:
+    if len(views) == GLOBALS:
+        raise ConfigError("method.sees=locals: views.crops has no local views; use views=dino_paper, or method.sees=all")
+    return views[GLOBALS:]
 
 
 def _one_arm(arms: list[str]) -> str:

@@ -277,6 +277,11 @@ def test_two_arms_are_refused_when_built_too() -> None:
         DINO(pair, losses.dino, head=HEAD)
 
 
+def test_a_student_of_local_views_needs_some() -> None:
+    with pytest.raises(ConfigError, match=r"method\.sees=locals: views\.crops has no local views"):
+        made(sees="locals")(views(32, 32), BATCH, at(0))
+
+
 def trained(model: nn.Module, method: DINO, crops: list[Tensor]) -> dict[str, Tensor]:
     """State after two steps, and the last loss."""
     optimizer = sgd(method)
