@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
+__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -51,3 +51,8 @@ def shard(*overrides: str, **keys: Any) -> dict[str, Any]:
 def doctor(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Check this machine; returns {"exit_code": 0} when the main job can run."""
     return dict(_call("doctor", overrides, keys))
+
+
+def bench(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Measure this machine on a person's own data; returns the table and all figures."""
+    return dict(_call("bench", overrides, keys))

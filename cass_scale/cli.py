@@ -43,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale report runs=runs out=runs/report.html",
     ),
     "verify": (
-        "find unreadable files, copies and leakage across splits in a folder of images",
+        "find unreadable files, damaged shards, copies and leakage across splits in a set of images",
         "cass-scale verify data.path=DIR out=runs/verify",
     ),
     "split": (
@@ -54,8 +54,14 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "turn a set of images into WebDataset shards",
         "cass-scale shard source=DIR out=shards size=512",
     ),
+    "bench": (
+        "measure this machine on your own data: loaders, the training step",
+        "cass-scale bench name=loaders data.path=DIR",
+    ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
+
+OF_SHARDS = ("stream=webdataset", "stream=dali")
 
 
 def config_dir() -> Path:
@@ -147,6 +153,8 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
+    if verb == "bench":
+        words = [f"bench={word.removeprefix('name=')}" if word.startswith("name=") else word for word in words]
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
@@ -263,8 +271,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
+    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
+        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
     return problems
 
 

@@ -70,8 +70,6 @@ class Encoder(nn.Module):
         args = {key: value for key, value in self.spec.args.items() if "drop" not in key}
         twin = Encoder(replace(self.spec, args=args), self.image_size)
         twin.load_state_dict(self.state_dict())
-        if self.memory_format == torch.channels_last:
-            twin.use_channels_last()
         return twin.requires_grad_(False)
 
     def use_channels_last(self) -> None:
@@ -79,6 +77,25 @@ class Encoder(nn.Module):
         if not is_transformer(self.spec.model):
             self.memory_format = torch.channels_last
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def use_recompute(self) -> None:
+        """Keep little for the backward pass and compute the rest again, where that changes no result.
+
+        A body with BatchNorm stays as it is: a second forward pass would move its running statistics twice.
+        Raises ConfigError for a model that timm cannot do it with.
+        """
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.body.modules()):
+            return
+        try:
+            self.body.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"train.recompute=true: timm's {self.spec.model} cannot do it; set it to false"
+            ) from error
+
+    def use_compile(self, mode: str) -> None:
+        """Compile the body in place, its parameters' names unchanged; `reduce-overhead` uses CUDA graphs."""
+        self.body.compile(mode=mode)
 
 
 def is_transformer(model: str) -> bool:

@@ -154,6 +154,6 @@ def test_a_body_that_cannot_be_counted_names_the_key(monkeypatch: pytest.MonkeyP
     def fails(*_: object) -> None:
         raise NotImplementedError("aten::odd")
 
-    monkeypatch.setattr("cass_scale.verbs.pretrain.estimate", fails)
+    monkeypatch.setattr("cass_scale.verbs.wire.estimate", fails)
     with pytest.raises(ConfigError, match=r"aten::odd.*train\.count_flops=false"):
         short(tmp_path / "run")

@@ -14,13 +14,13 @@ from cass_scale.verbs import settings
 from cass_scale.words import flatten
 
 LEAVES = sorted(p for p in config_dir().rglob("*.yaml") if p.parent != config_dir())
-VERB_OF = {"protocol": "evaluate"}
+VERB_OF = {"protocol": "evaluate", "bench": "bench"}
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_leaf_composes_and_says_where_its_numbers_come_from(leaf: Path) -> None:
     group = leaf.parent.name
-    needs_path = group == "data" and leaf.stem in ("folder", "shards")
+    needs_path = group == "data" and "path: ???" in leaf.read_text()
     words = [f"{group}={leaf.stem}"] + (["data.path=somewhere"] if needs_path else [])
     config = compose_config(VERB_OF.get(group, "pretrain"), words)
     assert config[group]

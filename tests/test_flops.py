@@ -7,8 +7,7 @@ from functools import cache
 import pytest
 
 from cass_scale.cli import build, compose_config
-from cass_scale.verbs import settings
-from cass_scale.verbs.pretrain import cost_of_a_step
+from cass_scale.verbs import settings, wire
 
 # Multiply-adds of a forward pass of ViT-B/16 and ResNet-50, 1e9, by the side of the image; a training step is three.
 VIT, RESNET = {384: 55.5, 224: 17.6, 96: 3.19}, {384: 12.0, 224: 4.09, 96: 0.75}
@@ -18,7 +17,7 @@ VIT, RESNET = {384: 55.5, 224: 17.6, 96: 3.19}, {384: 12.0, 224: 4.09, 96: 0.75}
 def giga(*words: str) -> float:
     """Multiply-adds per image of the configured step, 1e9."""
     config = compose_config("pretrain", ["arms=paper_random", *words])
-    return cost_of_a_step(config, build, settings.arm_specs(config), 2).flops_per_image / 2e9
+    return wire.cost(config, build, settings.arm_specs(config), 2).flops_per_image / 2e9
 
 
 def learner(arm: str, size: int = 384) -> float:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cass_scale.data.decode import FORMATS, load
+from cass_scale.data.decode import FORMATS, load, resize
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
 Resize = Literal["short", "square"]
@@ -36,14 +36,14 @@ class Encoded(NamedTuple):
 
 
 def shrink(data: bytes, recipe: Recipe) -> Encoded:
-    """The same bytes for the same bytes, with one version of Pillow. Raises BadImage."""
+    """The same bytes for the same bytes, with one version of Pillow and torch. Raises BadImage."""
     extension, shape = _header(data)
     if recipe.size is None or (shape and _target(shape, recipe.size, recipe.resize) == shape):
         return Encoded(data, extension)
     image = load(data, recipe.size)
     target = _target(image.size, recipe.size, recipe.resize)
     if target != image.size:
-        image = image.resize(target, Image.Resampling.BILINEAR)
+        image = Image.fromarray(resize(np.array(image), *target))
     return _encode(_grey_if_grey(image), recipe.quality)
 
 

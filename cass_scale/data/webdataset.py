@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cass_scale.data.decode import BadImage
+from cass_scale.data.folder import Files
 from cass_scale.data.index import check_size
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
-from cass_scale.data.ranges import LocalRanges
+from cass_scale.data.ranges import LocalRanges, read_checked
 from cass_scale.data.shards import indexes
-from cass_scale.data.stream import PlanStream
+from cass_scale.data.stream import PlanStream, Source
 from cass_scale.errors import DataError
 
 
@@ -23,6 +22,11 @@ class WebDatasetStream(PlanStream):
 
     def __init__(self, manifest: Manifest, plan: Plan, **options: Any) -> None:
         super().__init__(manifest, plan, Shards(manifest), **options)
+
+
+def source_of(manifest: Manifest) -> Source:
+    """The images of a manifest wherever they lie, for what reads files and tars alike."""
+    return Shards(manifest) if manifest.tars else Files(manifest)
 
 
 class Shards:
@@ -56,16 +60,8 @@ class Shards:
 
     def read(self, row: int) -> bytes:
         """The bytes of one image, checked. Raises BadImage."""
-        length = self.manifest.sizes[row]
-        try:
-            data = self.files.open_range(self.paths[self.shard[row]], int(self.offset[row]), length)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
-        if len(data) < length:
-            raise BadImage("the shard is cut off before its end")
-        if hashlib.sha256(data).hexdigest() != self.manifest.sha256[row]:
-            raise BadImage("its sha256 is not that of the index, the shard was changed")
-        return data
+        size, sha256 = self.manifest.sizes[row], self.manifest.sha256[row]
+        return read_checked(self.files, self.paths[self.shard[row]], int(self.offset[row]), size, sha256)
 
     def name(self, row: int) -> str:
         """Shard, sample and place."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError
 from cass_scale.losses.cosine import noise_rule
-from cass_scale.methods.base import Arm, Arms, Method, wrong_number
+from cass_scale.methods.base import Arm, Arms, Method, views_by_arm, wrong_number
 from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput, ViewSpec
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -36,7 +37,8 @@ class CASS(Method):
 
     `projection` > 0 replaces both heads by BatchNorm projectors of that output width. `frozen` gives the null
     control: learning rate 0, so that only BatchNorm's running statistics move, as in the recorded run of the
-    authors. Raises ConfigError unless there are two arms with outputs of one width.
+    authors. `side_by_side` runs the second arm on a CUDA stream of its own. Raises ConfigError unless there are
+    two arms with outputs of one width.
     """
 
     objectives = frozenset({"cosine", "infonce", "vicreg", "barlow", "sinkhorn"})
@@ -50,6 +52,7 @@ class CASS(Method):
         projection_hidden: int = 512,
         frozen: bool = False,
         noise_rule: bool = False,
+        side_by_side: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -64,6 +67,7 @@ class CASS(Method):
         self.arms = Arms(arms)
         self.objective = objective
         self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
+        self.side_by_side = side_by_side
 
     @classmethod
     def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
@@ -87,8 +91,25 @@ class CASS(Method):
 
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
         """Features and outputs per arm, in the order of the configuration."""
+        if self.side_by_side and views[0].is_cuda:
+            return self._outputs_side_by_side(views_by_arm(views, list(self.arms)))
         found: dict[str, ArmOutput] = self.arms(views)
         return found
+
+    def _outputs_side_by_side(self, by_arm: dict[str, Tensor]) -> dict[str, ArmOutput]:
+        """The second arm on a stream of its own; autograd runs each backward pass where its forward pass ran."""
+        (first, one), (second, two) = self.arms.items()
+        here, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        own.wait_stream(here)
+        with torch.cuda.stream(own):
+            other: ArmOutput = two(by_arm[second])
+        outputs: ArmOutput = one(by_arm[first])
+        here.wait_stream(own)
+        # The allocator must not give a stream's memory away while the other one still reads it.
+        by_arm[second].record_stream(own)
+        for tensor in other:
+            tensor.record_stream(here)
+        return {first: outputs, second: other}
 
     def encoders(self) -> dict[str, Encoder]:
         """Both encoders, without their heads."""

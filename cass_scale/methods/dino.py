@@ -145,7 +145,9 @@ def scores(arm: Arm, views: list[Tensor]) -> Tensor:
 
 def _locals(views: list[Tensor]) -> list[Tensor]:
     if len(views) == GLOBALS:
-        raise ConfigError("method.sees=locals: views.crops has no local views; use views=dino_paper, or method.sees=all")
+        raise ConfigError(
+            "method.sees=locals: views.crops has no local views; use views=dino_paper, or method.sees=all"
+        )
     return views[GLOBALS:]
 
 

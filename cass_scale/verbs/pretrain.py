@@ -21,7 +21,6 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import Collapsed, ConfigError, MissingExtra, Problems
-from cass_scale.estimate import Estimate, estimate
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
@@ -53,7 +52,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         ids = wire.training_rows(manifest, kind.needs)
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
-        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
+        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], tail=train_keys["tail"], **parts)
     if labels := "label" in kind.needs:
         specs = {name: replace(spec, outputs=len(manifest.classes)) for name, spec in specs.items()}
     if call.dry_run:
@@ -63,7 +62,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         opened = wire.open_stream(config["stream"], build, manifest, plan, size, place, with_labels=labels)
         stream = wire.noisy(config, opened)
         method = wire.make_method(config, build, specs).to(place.device)
-        flops = cost_of_a_step(config, build, specs, 2).flops_per_image if config["train"]["count_flops"] else None
+        wire.check_needs(config, method, stream)
+        flops = wire.cost(config, build, specs, 2).flops_per_image if train_keys["count_flops"] else None
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call, flops)
@@ -148,6 +148,8 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
             not (config["swa"]["enabled"] and kind.averaged),
             f"swa.enabled=true: method={config['method']['name']} exports a running mean of its weights already",
         )
+        with problems.collecting():
+            wire.check_stream(config["stream"])
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
@@ -235,21 +237,6 @@ def observer(
     return observe
 
 
-def cost_of_a_step(
-    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, activation_bytes: int = 4
-) -> Estimate:
-    """FLOPs and memory of the configured step. Raises ConfigError for a body that computes only with real numbers."""
-    try:
-        with torch.device("meta"):
-            method = wire.make_method(config, build, specs, load=False)
-        return estimate(method, build(config["views"]), micro_batch, activation_bytes)
-    except (NotImplementedError, RuntimeError) as error:
-        raise ConfigError(
-            f"train.count_flops=true: a step of these arms cannot be counted without computing it ({error}); "
-            "set train.count_flops=false"
-        ) from error
-
-
 def dry_run(
     config: JSON,
     build: Build,
@@ -260,7 +247,7 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
-    cost = cost_of_a_step(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
+    cost = wire.cost(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
     steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
     images = steps * config["train"]["batch_size"]
     giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.estimate import Estimate, estimate
 from cass_scale.methods.base import Method
 from cass_scale.run import Run
 from cass_scale.schedule import Rates, cosine, make_schedule
@@ -29,7 +31,10 @@ from cass_scale.verbs import settings
 
 Build = Callable[..., Any]
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
-PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+PACKAGES = (
+    "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
+    "nvidia-dali-cuda130",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,22 +63,13 @@ class Place:
 
     def record(self) -> JSON:
         """For run.json."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else machine.cpu_name()
         return {
             "kind": self.device.type,
             "name": name,
             "count": self.world,
             "cores": machine.cores(),
         }
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
 
 
 def without(node: JSON, *names: str) -> JSON:
@@ -131,26 +127,46 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
 
 
 def open_stream(
-    stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any
+    stream: JSON,
+    build: Build,
+    manifest: Manifest,
+    plan: Plan,
+    size: int,
+    place: Place,
+    *,
+    keep: bool = True,
+    **extra: Any,
 ) -> Stream:
-    """A stream of the configured kind over a plan."""
-    node = {**stream, "workers": workers(stream["workers"])}
+    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can."""
+    node = stream | {"workers": workers(stream["workers"])}
+    if not keep and "cache_bytes" in node:
+        node["cache_bytes"] = 0
     made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
     return made
+
+
+def check_stream(stream: JSON) -> None:
+    """Raise MissingExtra when the stream's module needs a package that is not there."""
+    module = import_module(stream["_target_"].rpartition(".")[0])
+    getattr(module, "require", lambda: None)()
+
+
+def check_needs(config: JSON, method: Method, stream: Stream) -> None:
+    """Raise ConfigError when the method needs a field of batches that the stream has not."""
+    if lacking := ", ".join(sorted(method.needs - stream.provides)):
+        kind, there = config["stream"]["_target_"].rpartition(".")[2], ", ".join(sorted(stream.provides))
+        raise ConfigError(
+            f"method={config['method']['name']} needs {lacking} of every image, and {kind} has {there} of these data; "
+            "a group comes from the column group_id or patient_id of labels.csv"
+        )
 
 
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
-    stream = open_stream(
-        {**config["stream"], "workers": 0, "cache_bytes": 0},
-        build,
-        manifest,
-        few,
-        config["arms"]["image_size"],
-        place,
-    )
-    batch = next(iter(noisy(config, stream).epoch(0)))
+    node, size = config["stream"] | {"workers": 0}, config["arms"]["image_size"]
+    with closing(noisy(config, open_stream(node, build, manifest, few, size, place, keep=False))) as stream:
+        batch = next(iter(stream.epoch(0)))
     return batch.images, batch.index
 
 
@@ -179,10 +195,35 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + len(seeds) * SEED_STRIDE)  # heads are initialised by the method
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
-        for encoder, _ in arms.values() if config["train"]["channels_last"] else ():
-            encoder.use_channels_last()
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
+    for encoder in method.encoders().values() if load else ():
+        speed_up(encoder, config["train"])
     return method
+
+
+def cost(
+    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, activation_bytes: int = 4
+) -> Estimate:
+    """FLOPs and memory of the configured step. Raises ConfigError for a body that computes only with real numbers."""
+    try:
+        with torch.device("meta"):
+            method = make_method(config, build, specs, load=False)
+        return estimate(method, build(config["views"]), micro_batch, activation_bytes)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"train.count_flops=true: a step of these arms cannot be counted without computing it ({error}); "
+            "set train.count_flops=false"
+        ) from error
+
+
+def speed_up(encoder: encoders.Encoder, keys: JSON) -> None:
+    """What the configuration allows for speed and memory; results stay the same but for rounding."""
+    if keys["channels_last"]:
+        encoder.use_channels_last()
+    if keys["recompute"]:
+        encoder.use_recompute()
+    if keys["compile"]:
+        encoder.use_compile(keys["compile"])
 
 
 def training_rows(manifest: Manifest, needs: frozenset[str]) -> Tensor:
@@ -216,12 +257,12 @@ def make_rates(config: JSON) -> Callable[[Progress], Rates]:
 
 
 def make_optimizer(method: Method, keys: JSON, device: torch.device) -> torch.optim.Optimizer:
-    """One optimizer over the method's groups; fused kernels where the device has them."""
+    """One optimizer over the method's groups; with `fused` in one kernel where the device has them."""
     return optim.build(
         method.param_groups(),
         name=keys["name"],
         lr=keys["lr"],
         weight_decay=keys["weight_decay"],
         momentum=keys["momentum"],
-        fused=device.type in ("cuda", "cpu"),
+        fused=keys["fused"] and device.type in ("cuda", "cpu"),
     )

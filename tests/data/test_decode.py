@@ -117,10 +117,10 @@ def test_orientation_of_16_bit_colour_tiff() -> None:
 
 
 @pytest.mark.parametrize("source", [(40, 70), (20, 20), (300, 200)])
-def test_squash_is_torchvisions_resize(source: tuple[int, int]) -> None:
+def test_squash_is_torchvisions_resize_of_a_pillow_image_within_a_level(source: tuple[int, int]) -> None:
     pixels = noise(*source, 3)
     want = np.asarray(resize(Image.fromarray(pixels), [32, 32], InterpolationMode.BILINEAR))
-    assert np.array_equal(decode(encode(pixels, "PNG"), 32), want)
+    assert np.abs(decode(encode(pixels, "PNG"), 32).astype(int) - want).max() <= 1
 
 
 def test_jpeg_is_decoded_small_only_when_twice_as_large() -> None:
@@ -128,7 +128,7 @@ def test_jpeg_is_decoded_small_only_when_twice_as_large() -> None:
     data = encode(soft, "JPEG", quality=95)
     full = Image.open(io.BytesIO(data)).convert("RGB")
     exact = np.asarray(full.resize((61, 61), Image.Resampling.BILINEAR))
-    assert np.array_equal(decode(data, 61), exact)
+    assert np.abs(decode(data, 61).astype(int) - exact).max() <= 1
     scaled, want = decode(data, 30), np.asarray(full.resize((30, 30), Image.Resampling.BILINEAR))
     assert not np.array_equal(scaled, want)
     assert np.abs(scaled.astype(int) - want).mean() < 3

@@ -1,0 +1,1 @@
+"""Benchmarks of this machine on a person's own data: `cass-scale bench`. Sides in turns, medians, a record."""

@@ -1,0 +1,32 @@
+"""`cass-scale bench`: one measurement of this machine, shown as a table and left as a record."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from cass_scale import evidence
+from cass_scale.console import Console
+from cass_scale.errors import Problems
+from cass_scale.types import JSON, Call
+from cass_scale.verbs import settings
+from cass_scale.verbs.wire import Build
+
+
+def run(config: JSON, build: Build, call: Call) -> JSON:
+    """Measure; returns question, table and figures, and the record's folder if there is one."""
+    name, out = config["bench"]["name"], config["out"]
+    problems = Problems()
+    settings.check_values(config, settings.BENCH[name], problems)
+    problems.check(out is None or settings.writable(Path(out)), f"out={out}: not writable; choose another folder")
+    problems.raise_if_any()
+    console = Console(quiet=call.quiet)
+    if call.dry_run:
+        console.say(f"would run {name}: {config['bench']} (--dry-run)")
+        return {"name": name}
+    found: evidence.Finding = import_module(f"cass_scale.measure.{name}").run(config, build, console.say)
+    console.say(f"\n{found.table}")
+    if out is not None:
+        evidence.write_record(Path(out), found, command=call.command, options=config, machine=evidence.machine())
+        console.say(f"record: {out}")
+    return {"question": found.question, "table": found.table, "figures": found.figures, "out": out}
