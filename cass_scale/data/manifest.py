@@ -94,6 +94,10 @@ class Manifest:
             out[at[:, 0], at[:, 1]] = 1.0
         return out
 
+    def labelled(self) -> Tensor:
+        """bool [N]: which samples have a label."""
+        return torch.tensor([bool(label) for label in self.labels], dtype=torch.bool)
+
     def group_tensor(self) -> Tensor:
         """int64 [N]: index into the sorted distinct groups, -1 = none."""
         number = {g: i for i, g in enumerate(sorted(set(self.groups) - {""}))}

@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
+from cass_scale.cli import compose_config
 from cass_scale.console import Console
 from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Manifest
@@ -188,8 +189,7 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
     name = manifest.name
     if not manifest.classes:
         raise DataError(f"{name} has no labels to score with: add labels.csv (columns path,label), or class folders")
-    labels = manifest.label_tensor()
-    labelled = (labels if labels.ndim == 1 else labels[:, 0]) >= 0
+    labelled = manifest.labelled()
     part = {split: (ids := manifest.rows(split))[labelled[ids]] for split in ("train", "val", "test")}
     split = "test" if len(part["test"]) else "val"
     for needed, lack in ((split, "images to hold back"), ("train", "training images")):
@@ -203,13 +203,16 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
 def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
     problems = Problems()
+    trained = trained | {"transformer_args": {}}  # these are of pretraining: scores compare across methods without
     specs = settings.arm_specs(trained)
     if config["weights"] == "initial":
-        settings.check_arms(specs, trained["arms"]["image_size"], problems)
+        settings.check_arms(trained, problems)
     asked = config["arm"] or list(specs)
     wanted = [asked] if isinstance(asked, str) else list(asked)
+    beside = sorted(path.stem for path in (folder / "export").glob("*.safetensors"))  # e.g. DINO's student
+    known = list(dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])]))
     for name in wanted:
-        problems.check(name in specs, f"arm={name}: this run has {', '.join(specs)}")
+        problems.check(name in known, f"arm={name}: this run has {', '.join(known)}")
     problems.raise_if_any()
     if config["weights"] == "run":
         return {name: encoders.load_export(folder / "export" / f"{name}.safetensors") for name in wanted}
@@ -217,7 +220,7 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     def spec(name: str) -> ArmSpec:
         return replace(specs[name], weights="random") if config["weights"] == "random" else specs[name]
 
-    seeds = arm_seeds(trained["seed"], list(specs))  # as pretraining drew them
+    seeds = arm_seeds(trained)  # as pretraining drew them
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
@@ -255,7 +258,8 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
     if not len(rows["val"]):
         rows = rows | carve(manifest, rows["train"], job.config["seed"])
     batch, labels, found = protocol["batch_size"], manifest.label_tensor(), {}
-    views: ViewSpec = replace(job.build(job.trained["views"]), per_arm="shared")
+    size = f"arms.image_size={job.image_size}"
+    views: ViewSpec = job.build(compose_config("pretrain", [f"views={protocol['views']}", size])["views"])
     streams = {"train": job.stream(rows["train"], place, batch=batch, shuffle=True, keep=True)}
     streams |= {
         part: job.stream(rows[part], place, batch=job.config["batch_size"], keep=True) for part in ("val", "test")
