@@ -225,6 +225,7 @@ def _manifest(job: Conversion) -> Manifest:
     return replace(
         job.manifest,
         root=Path("."),  # wherever the shards are moved to
+        url="",
         sha256=tuple(digest for digest, _ in columns),
         sizes=tuple(length for _, length in columns),
         notes=tuple(notes),

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from cass_scale.data.decode import EXTENSIONS
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.words import is_url
 
 Labels = Literal["auto", "none", "folders", "csv"]
 Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes, mtime in ns)
@@ -58,7 +59,9 @@ def walk(root: Path) -> Files:
 
 
 def holds_shards(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a set of shards: ours, or tars with no image and no folder beside them."""
+    """Whether it is a set of shards: any URL, else a folder with ours, or with tars and no image or folder beside."""
+    if is_url(path):
+        return True
     root = Path(path).expanduser()
     if (root / SHARDS).is_file():
         return True

@@ -51,6 +51,7 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.groups, self.splits, self.sha256, self.sizes)
@@ -61,6 +62,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def place(self) -> str:
+        """Where a person finds the images: folder or URL."""
+        return self.url or str(self.root)
 
     def rows(self, split: str | None = None) -> Tensor:
         """Ids of one split, or of all samples, ascending: int64 [n]."""
@@ -101,7 +107,7 @@ class Manifest:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint(),
             "name": self.name,
-            "root": str(self.root),
+            "root": self.place,
             "classes": self.classes,
             "multilabel": self.multilabel,
             "synthetic": self.synthetic,

@@ -1,4 +1,4 @@
-"""Where images come from when they lie in tars: sets made by `cass-scale shard`, and anybody's WebDataset shards."""
+"""Where images come from when they lie in tars: sets made by `cass-scale shard`, here or at a URL, and foreign ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cass_scale.data.cache import make_once
 from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.manifest import Manifest
+from cass_scale.data.remote import NotThere, check, fetch, public
 from cass_scale.data.scan import Checked, refuse_too_many
 from cass_scale.data.sources import DEFAULT_SPLIT, assemble
 from cass_scale.data.splits import check_fractions
@@ -21,8 +23,11 @@ from cass_scale.data.tars import index_tar
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
+from cass_scale.words import is_url
 
 MANIFEST = "manifest.csv"
+HEADER_BYTES = 1 << 20  # more than any header has
+COPIES = 16  # files fetched at a time
 
 
 def shards(
@@ -36,17 +41,19 @@ def shards(
 ) -> Manifest:
     """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
 
+    At a URL it must be one of our own; what is small of it is copied into the cache folder once (see `mirror`).
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
     their `json` or `cls` members, splits else from the tars' names (`train-000.tar`), or are drawn. Raises
     DataError and ConfigError naming the file or key.
     """
     if not 0.0 <= max_bad <= 1.0:
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
-    root = Path(path).expanduser().absolute()
+    url = public(os.fspath(path)) if is_url(path) else ""
+    root = mirror(url) if url else Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
         read_header(root)
         found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name)
+        return replace(found, root=root, name=name or found.name, url=url)
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
@@ -55,16 +62,64 @@ def shards(
 def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
-        head: JSON = json.loads((root / SHARDS).read_text())
-        number = int(head["shards"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
+        head = _header((root / SHARDS).read_bytes(), root / SHARDS)
+    except OSError as error:
+        raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
     if not (root / MANIFEST).is_file():
         done = len(list(root.glob(f"*{SUFFIX}")))
         raise DataError(
-            f"data.path={root}: {done} of {number} shards are made; finish with the same `cass-scale shard` command"
+            f"data.path={root}: {done} of {head['shards']} shards are made; "
+            "finish with the same `cass-scale shard` command"
         )
     return head
+
+
+def _header(data: bytes, place: object) -> JSON:
+    try:
+        head: JSON = json.loads(data)
+        return head | {"shards": int(head["shards"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place} is no header of shards ({error}); make the shards again") from error
+
+
+def mirror(url: str) -> Path:
+    """Header, manifest and indexes of the shards at `url`, copied into the cache folder once; the tars stay there.
+
+    The header is asked for every time: it names all that decides the bytes of a set, so with another header comes
+    another copy. Raises DataError and ConfigError.
+    """
+    check(url)
+    try:
+        head = fetch(url, SHARDS, 0, HEADER_BYTES, first=True)
+    except NotThere as error:
+        raise DataError(
+            f"{error} Shards of other tools are not indexed from afar, which would read all of them: where they lie, "
+            "run `cass-scale shard source=DIR out=SHARDS` once"
+        ) from None
+    digest = hashlib.sha256(f"{SCHEMA} {url}\n".encode() + head).hexdigest()
+    return make_once(cache_folder() / "remote" / digest[:32], lambda folder: _fill(folder, url, head))
+
+
+def _fill(folder: Path, url: str, head: bytes) -> None:
+    number = _header(head, f"{url}/{SHARDS}")["shards"]
+    fetch(url, SHARDS, 1, 1)  # refuses a server that cannot send a part, before it is asked for one of a tar
+    (folder / SHARDS).write_bytes(head)
+    _copy(url, folder, MANIFEST, Manifest.read)
+    with ThreadPoolExecutor(COPIES) as pool:
+        names = (f"{shard_name(i)}{SUFFIX}" for i in range(number))
+        list(pool.map(lambda name: _copy(url, folder, name, ShardIndex.read), names))
+
+
+def _copy(url: str, folder: Path, name: str, read: Callable[[Path], object]) -> None:
+    """One file of a set, whole: each holds its own checksum, and what was spoilt on the way is asked for again."""
+    for last in (False, True):
+        (folder / name).write_bytes(fetch(url, name))
+        try:
+            read(folder / name)
+            return
+        except DataError as error:
+            if last:
+                raise DataError(f"{url}/{name} is broken: copy the shards again, or make them again") from error
 
 
 def shard_name(number: int) -> str:
@@ -75,8 +130,12 @@ def shard_name(number: int) -> str:
 def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
     """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
     if (root / SHARDS).is_file():
-        names = (shard_name(i) for i in range(read_header(root)["shards"]))
-        yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
+        for number in range(read_header(root)["shards"]):
+            path = root / f"{shard_name(number)}{SUFFIX}"
+            index = ShardIndex.read(path)
+            if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
+                raise DataError(f"{path} is the index of {index.tar!r}; make the shards again")
+            yield index
         return
     tars = _tars(root)
     digest = hashlib.sha256(json.dumps([SCHEMA, str(root)]).encode())

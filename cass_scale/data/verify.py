@@ -67,7 +67,7 @@ def inspect(manifest: Manifest, looks: Sequence[Look], owners: People, *, few: i
     groups = {column: _astride(values, manifest.splits) for column, values in owners.items()}
     return {
         "name": manifest.name,
-        "path": str(manifest.root),
+        "path": manifest.place,
         "images": len(manifest),
         "fingerprint": manifest.fingerprint(),
         "notes": list(manifest.notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,47 @@ from cass_scale.data.index import check_size
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.ranges import LocalRanges
+from cass_scale.data.remote import RemoteRanges
 from cass_scale.data.shards import indexes
 from cass_scale.data.stream import PlanStream
 from cass_scale.errors import DataError
 
+REMOTE_CACHE_BYTES = 32 << 30
+Read = Callable[[Path, int, int], bytes]  # path, offset, length
+
 
 class WebDatasetStream(PlanStream):
-    """A PlanStream over the shards of a folder; `options` are PlanStream's."""
+    """A PlanStream over shards in a folder or at a URL; `options` are PlanStream's.
 
-    def __init__(self, manifest: Manifest, plan: Plan, **options: Any) -> None:
-        super().__init__(manifest, plan, Shards(manifest), **options)
+    What is read from a URL is kept in the cache folder, `remote_cache_bytes` of it over all sets (0 = nothing).
+    """
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, *, remote_cache_bytes: int = REMOTE_CACHE_BYTES, **options: Any
+    ) -> None:
+        super().__init__(manifest, plan, Shards(manifest, remote_cache_bytes), **options)
 
 
 class Shards:
-    """The images of a manifest out of the tars below its root: a Source. Row i is the i-th image of the shards.
+    """The images of a manifest out of the tars below its root or URL: a Source. Row i is the i-th image of the shards.
 
     Every image is held against the manifest's sha256 when it is read: a shard that was changed, cut or
     replaced since is an error, never another picture. Raises DataError when index, tars and manifest disagree.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest, self.files = manifest, LocalRanges()
+    def __init__(self, manifest: Manifest, remote_cache_bytes: int = 0) -> None:
+        self.manifest = manifest
+        self.reads: tuple[Read, ...] = (LocalRanges().open_range,)  # a second one is tried when the first is spoilt
+        if manifest.url:
+            remote = RemoteRanges(manifest.url, manifest.root, remote_cache_bytes)
+            self.reads = remote.open_range, remote.renew
         self.paths: list[Path] = []
         counts: list[int] = []
         offsets: list[int] = []
         same = True
         for index in indexes(manifest.root):  # one after the other: a million samples would not need to lie in memory
-            check_size(index, manifest.root)
+            if not manifest.url:  # there it would be a request per shard
+                check_size(index, manifest.root)
             rows = slice(len(offsets), len(offsets) + len(index.samples))
             same &= manifest.sha256[rows] == tuple(s.sha256 for s in index.samples)
             same &= manifest.sizes[rows] == tuple(s.length for s in index.samples)
@@ -48,25 +63,28 @@ class Shards:
             offsets += [s.offset for s in index.samples]
         if not same or len(offsets) != len(manifest):
             raise DataError(
-                f"the manifest and the shards of {manifest.root} do not belong together "
+                f"the manifest and the shards of {manifest.place} do not belong together "
                 f"({len(manifest)} and {len(offsets)} images, or others); make the shards again"
             )
         self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self.offset = np.array(offsets, dtype=np.int64)
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image, checked. Raises BadImage."""
-        length = self.manifest.sizes[row]
-        try:
-            data = self.files.open_range(self.paths[self.shard[row]], int(self.offset[row]), length)
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+        """The bytes of one image, checked. Raises BadImage, and DataError when a store cannot be read."""
+        path, offset, length = self.paths[self.shard[row]], int(self.offset[row]), self.manifest.sizes[row]
+        data = b""
+        for read in self.reads:
+            try:
+                data = read(path, offset, length)
+            except OSError as error:
+                raise BadImage(f"cannot be read: {error.strerror}") from error
+            if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
+                return data
         if len(data) < length:
             raise BadImage("the shard is cut off before its end")
-        if hashlib.sha256(data).hexdigest() != self.manifest.sha256[row]:
-            raise BadImage("its sha256 is not that of the index, the shard was changed")
-        return data
+        raise BadImage("its sha256 is not that of the index, the shard was changed")
 
     def name(self, row: int) -> str:
         """Shard, sample and place."""
-        return f"{self.paths[self.shard[row]]}: {self.manifest.keys[row]} at byte {self.offset[row]}"
+        tar = self.paths[self.shard[row]].name
+        return f"{self.manifest.place}/{tar}: {self.manifest.keys[row]} at byte {self.offset[row]}"

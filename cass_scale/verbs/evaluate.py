@@ -167,7 +167,7 @@ def stream_for(trained: JSON, path: str | None) -> JSON:
     if path is None:
         return trained
     kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
-    return {**trained, "_target_": f"cass_scale.data.{kind}"}
+    return {key: trained[key] for key in ("workers", "cache_bytes")} | {"_target_": f"cass_scale.data.{kind}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:

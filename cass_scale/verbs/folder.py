@@ -144,7 +144,7 @@ def data_record(manifest: Manifest, config: JSON) -> JSON:
     """What a record says about its data."""
     return {
         "name": manifest.name,
-        "path": str(manifest.root),
+        "path": manifest.place,
         "images": len(manifest),
         "classes": list(manifest.classes),
         "multilabel": manifest.multilabel,

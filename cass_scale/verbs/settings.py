@@ -94,6 +94,7 @@ PRETRAIN: dict[str, Rule] = {
     "data.labels": _choice("auto", "none", "folders", "csv"),
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
+    "stream.remote_cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
     "views.crops": (lambda v: isinstance(v, list), "a list of crops"),
     "views.per_arm": _choice("shared", "own"),
