@@ -124,7 +124,7 @@ def s3_store(root: Path, key: str, secret: str) -> Iterator[str]:
         pytest.skip("needs rclone 1.65 or later (in the extra `dev`)")
     port = free_port()
     command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}", str(root)]
-    environment = os.environ | {"RCLONE_CONFIG": os.devnull}
+    environment = os.environ | {"RCLONE_CONFIG": os.devnull, "RCLONE_DIR_CACHE_TIME": "0s"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_for(port)
