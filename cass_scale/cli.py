@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
+    sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records it
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # rest: overrides behind an option, which argparse cannot place
     if flags := [word for word in rest if word.startswith("-")]:

@@ -39,10 +39,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores that do not answer are given up soon, and the file systems of other tests are forgotten."""
+    """Short pauses between attempts, and the file systems of other tests are forgotten."""
     monkeypatch.setattr(remote, "PAUSE", 0.01)
-    monkeypatch.setattr(remote, "PATIENCE", 0.5)
-    monkeypatch.setattr(remote, "AT_FIRST", 5.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(remote, "PATIENCE", 20.0)
+    monkeypatch.setattr(remote, "AT_FIRST", 20.0)
     remote._system.cache_clear()
 
 

@@ -54,6 +54,7 @@ MAY_PASS = {
     "ChecksumError", "GoogleAuthError", "RequestException",
 }  # fmt: skip
 
+_kept: list[Any] = []  # all file systems: collected in a forked process, they would wait for a loop that is not there
 _given: dict[str, str] = {}  # URL as it may be shown -> as it was given, with user, password and query
 
 
@@ -62,11 +63,13 @@ class NotThere(DataError):
 
 
 def public(path: str) -> str:
-    """A path as it may be shown and recorded; what a URL hides is known to this process alone. Others as they are."""
+    """A path as it may be shown and recorded; what a URL hides is known to this process alone. Raises ConfigError."""
     if not is_url(path):
         return path
     scheme, _, rest = path.partition("://")
     host, slash, tail = rest.partition("?")[0].partition("/")
+    if "@" in host and not scheme.startswith("http"):
+        raise ConfigError(f"data.path={path}: credentials have no place in such a URL; {CREDENTIALS.get(scheme, '')}")
     shown = f"{scheme}://" + f"{host.rpartition('@')[2]}{slash}{tail}".rstrip("/")
     if shown != path.rstrip("/"):
         _given[shown] = path
@@ -78,8 +81,6 @@ def check(url: str) -> None:
     scheme = url.partition("://")[0]
     if scheme not in NEEDS:
         raise ConfigError(f"data.path={url}: shards are read from {', '.join(NEEDS)} or a folder; copy them to one")
-    if not scheme.startswith("http") and "@" in _full(url).split("/")[2]:
-        raise ConfigError(f"data.path={url}: credentials have no place in such a URL; {CREDENTIALS[scheme]}")
     _system(scheme, os.getpid())
 
 
@@ -146,7 +147,7 @@ def _full(url: str) -> str:
 
 @cache
 def _system(scheme: str, process: int) -> Any:
-    """The file system of a process. A fork keeps its parent's unused: to close it would disturb the parent's loop."""
+    """The file system of a process."""
     try:
         import fsspec
 
@@ -154,6 +155,7 @@ def _system(scheme: str, process: int) -> Any:
     except ImportError as error:
         raise MissingExtra(NEEDS[scheme], "cloud", f"data.path={scheme}://...") from error
     system.retries = 1  # s3fs's own; the others do not look
+    _kept.append(system)
     return system
 
 

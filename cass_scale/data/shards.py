@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from cass_scale.data.cache import make_once
 from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
-from cass_scale.data.manifest import Manifest
+from cass_scale.data.manifest import Manifest, replacing
 from cass_scale.data.remote import NotThere, check, fetch, public
 from cass_scale.data.scan import Checked, refuse_too_many
 from cass_scale.data.sources import DEFAULT_SPLIT, assemble
@@ -27,7 +28,9 @@ from cass_scale.words import is_url
 
 MANIFEST = "manifest.csv"
 HEADER_BYTES = 1 << 20  # more than any header has
+FRONT_BYTES = 128  # of a manifest: schema, fingerprint and name
 COPIES = 16  # files fetched at a time
+Read = TypeVar("Read")
 
 
 def shards(
@@ -51,8 +54,9 @@ def shards(
     url = public(os.fspath(path)) if is_url(path) else ""
     root = mirror(url) if url else Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        read_header(root)
-        found = Manifest.read(root / MANIFEST)
+        if not url:
+            read_header(root)
+        found = _read(root / MANIFEST, Manifest.read, url)
         return replace(found, root=root, name=name or found.name, url=url)
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
@@ -85,8 +89,8 @@ def _header(data: bytes, place: object) -> JSON:
 def mirror(url: str) -> Path:
     """Header, manifest and indexes of the shards at `url`, copied into the cache folder once; the tars stay there.
 
-    The header is asked for every time: it names all that decides the bytes of a set, so with another header comes
-    another copy. Raises DataError and ConfigError.
+    The header and the front of the manifest, which has the fingerprint, are asked for every time: other shards at
+    the same URL are another copy. Raises DataError and ConfigError.
     """
     check(url)
     try:
@@ -96,30 +100,44 @@ def mirror(url: str) -> Path:
             f"{error} Shards of other tools are not indexed from afar, which would read all of them: where they lie, "
             "run `cass-scale shard source=DIR out=SHARDS` once"
         ) from None
-    digest = hashlib.sha256(f"{SCHEMA} {url}\n".encode() + head).hexdigest()
-    return make_once(cache_folder() / "remote" / digest[:32], lambda folder: _fill(folder, url, head))
-
-
-def _fill(folder: Path, url: str, head: bytes) -> None:
     number = _header(head, f"{url}/{SHARDS}")["shards"]
     fetch(url, SHARDS, 1, 1)  # refuses a server that cannot send a part, before it is asked for one of a tar
-    (folder / SHARDS).write_bytes(head)
-    _copy(url, folder, MANIFEST, Manifest.read)
-    with ThreadPoolExecutor(COPIES) as pool:
-        names = (f"{shard_name(i)}{SUFFIX}" for i in range(number))
-        list(pool.map(lambda name: _copy(url, folder, name, ShardIndex.read), names))
+    content = f"{SCHEMA} {url}\n".encode() + head + fetch(url, MANIFEST, 0, FRONT_BYTES)
+
+    def fill(folder: Path) -> None:
+        (folder / SHARDS).write_bytes(head)
+        _copy(folder / MANIFEST, Manifest.read, url)
+        paths = (folder / f"{shard_name(i)}{SUFFIX}" for i in range(number))
+        with ThreadPoolExecutor(COPIES) as pool:
+            list(pool.map(lambda path: _copy(path, ShardIndex.read, url), paths))
+
+    place = make_once(cache_folder() / "remote" / hashlib.sha256(content).hexdigest()[:32], fill)
+    header = place / SHARDS
+    if not header.is_file() or header.read_bytes() != head:  # a copy may rot, or be empty after a power cut
+        with replacing(header) as temporary:
+            temporary.write_bytes(head)
+    return place
 
 
-def _copy(url: str, folder: Path, name: str, read: Callable[[Path], object]) -> None:
-    """One file of a set, whole: each holds its own checksum, and what was spoilt on the way is asked for again."""
-    for last in (False, True):
-        (folder / name).write_bytes(fetch(url, name))
-        try:
-            read(folder / name)
-            return
-        except DataError as error:
-            if last:
-                raise DataError(f"{url}/{name} is broken: copy the shards again, or make them again") from error
+def _read(path: Path, read: Callable[[Path], Read], url: str) -> Read:
+    """A small file of a set, which holds its own checksum; a copy that is spoilt is fetched again."""
+    try:
+        return read(path)
+    except DataError:
+        if not url:
+            raise
+    return _copy(path, read, url)
+
+
+def _copy(path: Path, read: Callable[[Path], Read], url: str, *, again: bool = True) -> Read:
+    with replacing(path) as temporary:
+        temporary.write_bytes(fetch(url, path.name))
+    try:
+        return read(path)
+    except DataError as error:
+        if again:
+            return _copy(path, read, url, again=False)
+        raise DataError(f"{url}/{path.name} is broken: copy the shards again, or make them again") from error
 
 
 def shard_name(number: int) -> str:
@@ -127,12 +145,15 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}"
 
 
-def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
-    """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
+def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterator[ShardIndex]:
+    """The index of every tar in `root`, in order; `url`: what it is a copy of.
+
+    Those of foreign tars are made when first asked for.
+    """
     if (root / SHARDS).is_file():
         for number in range(read_header(root)["shards"]):
             path = root / f"{shard_name(number)}{SUFFIX}"
-            index = ShardIndex.read(path)
+            index = _read(path, ShardIndex.read, url)
             if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
                 raise DataError(f"{path} is the index of {index.tar!r}; make the shards again")
             yield index

@@ -52,7 +52,7 @@ class Shards:
         counts: list[int] = []
         offsets: list[int] = []
         same = True
-        for index in indexes(manifest.root):  # one after the other: a million samples would not need to lie in memory
+        for index in indexes(manifest.root, url=manifest.url):  # a million samples need not lie in memory at once
             if not manifest.url:  # there it would be a request per shard
                 check_size(index, manifest.root)
             rows = slice(len(offsets), len(offsets) + len(index.samples))
