@@ -6,6 +6,7 @@ fsspec's event loop runs in a thread, which a fork does not copy: every process 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import time
@@ -69,7 +70,7 @@ def public(path: str) -> str:
     scheme, _, rest = path.partition("://")
     host, slash, tail = rest.partition("?")[0].partition("/")
     if "@" in host and not scheme.startswith("http"):
-        raise ConfigError(f"data.path={path}: credentials have no place in such a URL; {CREDENTIALS.get(scheme, '')}")
+        raise ConfigError(f"data.path={scheme}://...: credentials have no place there; {CREDENTIALS.get(scheme, '')}")
     shown = f"{scheme}://" + f"{host.rpartition('@')[2]}{slash}{tail}".rstrip("/")
     if shown != path.rstrip("/"):
         _given[shown] = path
@@ -80,7 +81,7 @@ def check(url: str) -> None:
     """Raise ConfigError when shards cannot be read from such a URL, MissingExtra when a package is not installed."""
     scheme = url.partition("://")[0]
     if scheme not in NEEDS:
-        raise ConfigError(f"data.path={url}: shards are read from {', '.join(NEEDS)} or a folder; copy them to one")
+        raise ConfigError(f"data.path={url}: shards are read from {', '.join(NEEDS)} or a folder; copy them to one of these")
     _system(scheme, os.getpid())
 
 
@@ -148,6 +149,8 @@ def _full(url: str) -> str:
 @cache
 def _system(scheme: str, process: int) -> Any:
     """The file system of a process."""
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else gcsfs takes gRPC, which no fork survives
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a traceback of each failure
     try:
         import fsspec
 
@@ -205,9 +208,8 @@ def _status(chain: list[BaseException]) -> int | None:
 
 
 def _why(chain: list[BaseException]) -> str:
-    """What went wrong in the library's words: one line, without secrets."""
-    said = str(getattr(chain[0], "message", "") or chain[0]).strip()
-    status = _status(chain)
+    """What went wrong in the library's words, short and without secrets."""
+    status, said = _status(chain), " ".join(str(getattr(chain[0], "message", "") or chain[0]).split())
     if not said:
         said = "no answer in time" if isinstance(chain[0], TimeoutError) else type(chain[0]).__name__
-    return redact(said.splitlines()[0][:200] if status is None or str(status) in said else f"{status} {said}"[:200])
+    return redact(said if status is None or str(status) in said else f"{status} {said}")[:200]

@@ -242,7 +242,7 @@ def test_a_pause_of_the_network_in_a_run_is_waited_out(
     ("url", "why"),
     [
         ("ftp://host/shards", "shards are read from http, https, s3, gs, memory or a folder"),
-        ("s3://KEY:hidden@bucket/shards", "credentials have no place in such a URL; set AWS_ACCESS_KEY_ID"),
+        ("s3://KEY:hidden@bucket/shards", "credentials have no place there; set AWS_ACCESS_KEY_ID"),
     ],
 )
 def test_urls_that_are_refused(url: str, why: str) -> None:
