@@ -22,7 +22,8 @@ def write_record(out: Path | None, question: str, table: str, raw: Any, options:
         return
     command = shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
     kept = {key: value for key, value in options.items() if key != "out"}
-    evidence.write_record(out, question, table, raw, command=command, options=kept, machine=evidence.machine())
+    found = evidence.Finding(question, table, raw)
+    evidence.write_record(out, found, command=command, options=kept, machine=evidence.machine())
     print(f"record: {out}")
 
 

@@ -25,7 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cass_scale import __version__
-from cass_scale.data.remote import public
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
 from cass_scale.words import flatten, is_url, literal_path, redact
@@ -44,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale report runs=runs out=runs/report.html",
     ),
     "verify": (
-        "find unreadable files, copies and leakage across splits in a folder of images",
+        "find unreadable files, damaged shards, copies and leakage across splits in a set of images",
         "cass-scale verify data.path=DIR out=runs/verify",
     ),
     "split": (
@@ -56,11 +55,13 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "bench": (
-        "measure this machine on your own data: loaders",
+        "measure this machine on your own data: loaders, the training step",
         "cass-scale bench name=loaders data.path=DIR",
     ),
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
+
+OF_SHARDS = ("stream=webdataset", "stream=dali")
 
 
 def config_dir() -> Path:
@@ -152,7 +153,9 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).split("\n")[0]) from error
     config = {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
-    if (config.get("data") or {}).get("path"):
+    if is_url((config.get("data") or {}).get("path") or ""):
+        from cass_scale.data.remote import public
+
         config["data"]["path"] = public(config["data"]["path"])
     return config
 
@@ -281,8 +284,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
     if path and seen.get("data") == "data=folder" and is_url(path.partition("=")[2].strip("'\"")):
         problems.append(f"data=folder cannot read {path}: a URL is that of shards; drop data=folder")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") != "stream=webdataset":
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use stream=webdataset")
+    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
+        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
     return problems
 
 

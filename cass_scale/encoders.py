@@ -72,6 +72,25 @@ class Encoder(nn.Module):
             self.memory_format = torch.channels_last
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def use_recompute(self) -> None:
+        """Keep little for the backward pass and compute the rest again, where that changes no result.
+
+        A body with BatchNorm stays as it is: a second forward pass would move its running statistics twice.
+        Raises ConfigError for a model that timm cannot do it with.
+        """
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.body.modules()):
+            return
+        try:
+            self.body.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as error:
+            raise ConfigError(
+                f"train.recompute=true: timm's {self.spec.model} cannot do it; set it to false"
+            ) from error
+
+    def use_compile(self, mode: str) -> None:
+        """Compile the body in place, its parameters' names unchanged; `reduce-overhead` uses CUDA graphs."""
+        self.body.compile(mode=mode)
+
 
 def _normalisation(spec: ArmSpec) -> tuple[RGB, RGB]:
     """Mean and std as the arm says, else as its file says, else as timm says of the weights' tag."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,23 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def write_record(
-    out: Path, question: str, table: str, figures: Any, *, command: str, options: Mapping[str, Any], machine: str
-) -> JSON:
-    """run.json (command, code, machine, versions, all figures) and its page, in `out`; returns the record."""
+@dataclass(frozen=True)
+class Finding:
+    """What a benchmark found: its question, the answer as markdown, everything measured, and further files by name."""
+
+    question: str
+    table: str
+    figures: Any
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_record(out: Path, found: Finding, *, command: str, options: Mapping[str, Any], machine: str) -> JSON:
+    """run.json (command, code, machine, versions, all figures), its page and the further files; returns the record."""
     out.mkdir(parents=True, exist_ok=True)
     record: JSON = {
         "schema": records.SCHEMA,
-        "question": question,
-        "table": table,
+        "question": found.question,
+        "table": found.table,
         "command": command,
         "options": dict(options),
         "git": records.git_state(),
@@ -32,10 +41,11 @@ def write_record(
         "machine": machine,
         "env": records.env(),
         "finished": records.now(),
-        "figures": figures,
+        "figures": found.figures,
     }
     records.write_json(out / records.RUN, record)
-    records.atomic_write_text(out / "README.md", f"# {page(record)}")
+    for name, text in {"README.md": f"# {page(record)}", **found.files}.items():
+        records.atomic_write_text(out / name, text)
     return record
 
 

@@ -1,8 +1,9 @@
-"""What several rooms ask of the machine: its processor, the cores this process may use, the cache folder."""
+"""What several rooms ask of the machine: its processor, cores, room on a disk, the cache folder."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -23,3 +24,8 @@ def cpu_name() -> str:
     except OSError:
         return "cpu"
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk where `folder` lies or would be made."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free

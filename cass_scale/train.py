@@ -13,6 +13,7 @@ from cass_scale import checkpoint
 from cass_scale.average import Average
 from cass_scale.errors import Preempted
 from cass_scale.ledger import Ledger, Observe, Todo, Trainee
+from cass_scale.meter import Meter
 from cass_scale.optim import set_lr
 from cass_scale.run import Run
 from cass_scale.types import JSON, Batch, Progress, Stream, ViewSpec
@@ -59,7 +60,7 @@ def train(
             for _ in range(start, min(stream.steps_per_epoch, start + last - at.step)):
                 rate = schedule(at)
                 set_lr(optimizer, rate)
-                means = update(model, wrapped, batches, views, at, accelerator, todo, run)
+                means = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
                 stopping = stop.asked(accelerator.device)
@@ -79,21 +80,21 @@ def update(
     at: Progress,
     accelerator: Accelerator,
     todo: Todo,
-    run: Run,
+    meter: Meter,
 ) -> dict[str, Tensor]:
     """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device."""
     means: dict[str, Tensor] = {}
     for micro in range(todo.accumulate):
         batch = next(batches)
-        with run.meter("views"):
+        with meter("views"):
             crops = make_views(batch.images, views, batch.index, seed=todo.seed, epoch=at.epoch)
         silent = accelerator.no_sync(model) if micro + 1 < todo.accumulate else nullcontext()
-        with run.meter("step"), silent:
+        with meter("step"), silent:
             out = model(crops, batch, at)
             accelerator.backward(out.loss / todo.accumulate)
         for key, value in {"loss": out.loss.detach(), **out.metrics}.items():
             means[key] = means.get(key, 0.0) + value / todo.accumulate
-    with run.meter("step"):
+    with meter("step"):
         if todo.clip:
             accelerator.clip_grad_norm_(model.parameters(), todo.clip)
         optimizer.step()

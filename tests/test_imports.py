@@ -32,6 +32,8 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "fsspec": None,
     "nvidia": None,
     "deepspeed": None,
+    "h5py": None,
+    "medmnist": None,
 }
 WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from cass_scale.data.sources import folder
 from cass_scale.errors import ConfigError
 from cass_scale.verbs import shard as verb
 from tests.data.images import fill, labels_csv
-from tests.data.tars import STREAMS, grouped, open_stream
+from tests.data.tars import grouped, open_stream
 
 ROOT = Path(__file__).parents[1]
 RUN = (
@@ -70,7 +71,7 @@ def test_folder_and_shards_give_the_same_batches(images: Path, made: Path) -> No
     for kind, manifest in {"folder": folder(images), "webdataset": shards(made)}.items():
         stream = open_stream(kind, manifest, Plan(manifest.rows("train"), 4, seed=2), size=32, with_labels=True)
         got[kind] = list(stream.epoch(1))
-    for one, two in zip(*(got[kind] for kind in STREAMS), strict=True):
+    for one, two in zip(*got.values(), strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.index, two.index)
         assert one.label is not None and two.label is not None and torch.equal(one.label, two.label)
 
@@ -182,7 +183,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(verb.shutil, "disk_usage", lambda path: usage(40_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(40_000))
     assert main(["shard", f"source={images}", f"out={tmp_path / 'out'}", "size=null"]) == 3
     assert "MiB and its disk has 0 MiB free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

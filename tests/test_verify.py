@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cass_scale import split, verify
+from cass_scale import shard, split, verify
 from cass_scale.cli import main
 from cass_scale.data import sources
 from cass_scale.data.manifest import SPLITS
@@ -68,6 +68,13 @@ def test_every_copy_is_found_and_nothing_else(leaking: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "out" / "verify.json").read_text())["faults"] == found["faults"]
     page = (tmp_path / "out" / "verify.html").read_text()
     assert "not clean" in page and "bytes_of_" in page and "http" not in page.split("<style>")[0]
+
+
+def test_the_same_is_found_in_shards_of_it(leaking: Path, tmp_path: Path) -> None:
+    shard(f"source={leaking}", f"out={tmp_path / 'shards'}", "size=null", quiet=True)
+    found, told = (verify(data={"path": path}, quiet=True) for path in (leaking, tmp_path / "shards"))
+    assert told["exit_code"] == 3 and told["data"]["sets"] == found["data"]["sets"]
+    assert told["data"]["leaked"] == {"copies": {"train": 17, "test": 17}}
 
 
 def test_real_slices_without_copies_are_clean(slices: Path, capsys: pytest.CaptureFixture[str]) -> None:

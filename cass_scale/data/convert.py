@@ -6,24 +6,22 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import PIL
 import torch
 
+from cass_scale.data.ahead import in_order, threads
 from cass_scale.data.decode import BadImage
 from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
 from cass_scale.data.layouts import SHARDS
 from cass_scale.data.manifest import Manifest, replacing
 from cass_scale.data.shards import MANIFEST, shard_name
 from cass_scale.data.shrink import Encoded, Recipe, shrink
-from cass_scale.data.stream import Source
+from cass_scale.data.stream import Source, gone_bad
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.types import JSON
 
@@ -82,7 +80,7 @@ class Conversion:
             if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
                 return shrink(data, self.recipe)
         except BadImage as error:
-            raise DataError(f"{self.source.name(row)}: {error}; it was good when it was scanned") from error
+            raise DataError(gone_bad(self.source, row, error)) from error
         raise DataError(f"{self.source.name(row)} has changed since it was scanned; convert into a new folder")
 
 
@@ -150,8 +148,8 @@ def convert(job: Conversion, todo: Sequence[int], workers: int, progress: Callab
         for left in job.out.glob(".shard-*"):
             left.unlink()  # of a conversion that was killed
         _write(job.out / SHARDS, json.dumps(job.head(), indent=1) + "\n")
-        with ThreadPoolExecutor(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
-            images = _in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
+        with threads(workers) as pool:  # Pillow and hashlib let go of the interpreter while they work
+            images = in_order(pool, job.encode, (row for shard in todo for row in job.rows(shard)), AHEAD * workers)
             for shard in todo:
                 _write_shard(job, shard, images, progress)
         made = _manifest(job)
@@ -167,21 +165,6 @@ def convert(job: Conversion, todo: Sequence[int], workers: int, progress: Callab
 def _write(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], Encoded], rows: Iterator[int], ahead: int
-) -> Iterator[Encoded]:
-    """`work` of every row, in order, at most `ahead` of them at a time: memory stays bounded."""
-    waiting: deque[Future[Encoded]] = deque(pool.submit(work, row) for row in islice(rows, ahead))
-    try:
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(work, row) for row in islice(rows, 1))
-            yield done
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _write_shard(job: Conversion, shard: int, images: Iterator[Encoded], progress: Callable[[], None]) -> None:
@@ -225,6 +208,7 @@ def _manifest(job: Conversion) -> Manifest:
     return replace(
         job.manifest,
         root=Path("."),  # wherever the shards are moved to
+        tars=True,
         url="",
         sha256=tuple(digest for digest, _ in columns),
         sizes=tuple(length for _, length in columns),

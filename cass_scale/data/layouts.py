@@ -105,7 +105,7 @@ def table(root: Path, labels: Labels) -> dict[str, dict[str, str]]:
     path = root / CSV
     if labels == "folders" or not path.is_file():
         return {}
-    return {_safe_key(row.get("path") or "", path, line): row for line, row in _rows(path)}
+    return {_safe_key(row.get("path") or "", path, line): row for line, row in rows(path, "path")}
 
 
 def _from_folders(keys: list[str], labels: Labels) -> Listing:
@@ -133,7 +133,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     out = Listing([], [], [], [], [])
     first: dict[str, int] = {}
     columns: Counter[str] = Counter()
-    for line, row in _rows(path):
+    for line, row in rows(path, "path"):
         key = _safe_key(row.get("path") or "", path, line)
         if key in first:
             raise DataError(f"{path} line {line}: {key} was already named in line {first[key]}; keep one of them")
@@ -141,7 +141,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
         column = next((c for c in ("group_id", "patient_id") if (row.get(c) or "").strip()), "")
         columns[column] += bool(column)
         out.keys.append(key)
-        out.labels.append("" if drop_labels else _tidy(row.get("label") or ""))
+        out.labels.append("" if drop_labels else tidy(row.get("label") or ""))
         out.groups.append((row.get(column) or "").strip())
         out.splits.append(_split((row.get("split") or "").strip(), path, line))
     if not out.keys:
@@ -157,17 +157,19 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     return out
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(path: Path, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of a CSV file that has the columns `needed`. Raises DataError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
+            reader = csv.DictReader(f, restval="")
             names = list(reader.fieldnames or [])
-            if "path" not in names:
-                have = ", ".join(names[:10]) or "nothing"
-                raise DataError(f"{path} has no column `path` (it has {have}); needed: path, optional: label, split")
+            for column in needed:
+                if column not in names:
+                    have = ", ".join(names[:10]) or "nothing"
+                    raise DataError(f"{path} has no column `{column}` (it has {have}); needed: {', '.join(needed)}")
             for row in reader:
                 yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
 
 
@@ -180,7 +182,8 @@ def _safe_key(text: str, path: Path, line: int) -> str:
     return key.as_posix()
 
 
-def _tidy(label: str) -> str:
+def tidy(label: str) -> str:
+    """Labels joined with `|`, sorted, without spaces around them."""
     return "|".join(sorted({part.strip() for part in label.split("|")} - {""}))
 
 

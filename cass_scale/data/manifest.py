@@ -6,8 +6,8 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,7 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
     url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
 
     def __post_init__(self) -> None:
@@ -75,6 +76,12 @@ class Manifest:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known are {', '.join(SPLITS)}")
         return torch.tensor([i for i, s in enumerate(self.splits) if s == split], dtype=torch.int64)
+
+    def take(self, rows: Sequence[int]) -> Manifest:
+        """Only these samples, in this order."""
+        names = ("keys", "labels", "groups", "splits", "sha256", "sizes")
+        columns: JSON = {name: tuple(getattr(self, name)[row] for row in rows) for name in names}
+        return replace(self, **columns)
 
     def label_tensor(self) -> Tensor:
         """int64 [N], -1 = none; for a multi-label set float32 [N, C] of 0/1, a row of -1 = none."""

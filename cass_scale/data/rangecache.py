@@ -35,15 +35,9 @@ class RangeCache:
             with contextlib.suppress(OSError):
                 (folder / OPENED).touch()
 
-    def get(self, path: Path, offset: int, length: int) -> bytes | None:
-        """What is kept of a file, to be held against its checksum; None when there is nothing."""
-        if not self.limit:
-            return None
-        try:
-            data = self._files.open_range(path, offset, length)
-        except OSError:
-            return None
-        return data if len(data) == length and data != bytes(length) else None  # a hole reads as zeros
+    def open_range(self, path: Path, offset: int, length: int) -> bytes:
+        """What is kept, to be held against its checksum: zeros, or fewer bytes, where nothing is. Raises OSError."""
+        return self._files.open_range(path, offset, length) if self.limit else b""
 
     def put(self, path: Path, offset: int, data: bytes) -> None:
         """Keep a range if there is room; a disk that is full or read-only is no error."""

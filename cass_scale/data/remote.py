@@ -81,7 +81,9 @@ def check(url: str) -> None:
     """Raise ConfigError when shards cannot be read from such a URL, MissingExtra when a package is not installed."""
     scheme = url.partition("://")[0]
     if scheme not in NEEDS:
-        raise ConfigError(f"data.path={url}: shards are read from {', '.join(NEEDS)} or a folder; copy them to one of these")
+        raise ConfigError(
+            f"data.path={url}: shards are read from {', '.join(NEEDS)} or a folder; copy them to one of these"
+        )
     _system(scheme, os.getpid())
 
 
@@ -121,24 +123,15 @@ def fetch(url: str, name: str, offset: int = 0, length: int | None = None, *, fi
 
 
 class RemoteRanges:
-    """As LocalRanges, for the tars of the folder `url`; a path stands for the file of its name.
+    """As LocalRanges, for files of the folder `url`: of a path only the name counts. What is read goes into `cache`."""
 
-    What was read is kept in the folder of that path, up to `cache_bytes` over all sets (see RangeCache).
-    """
-
-    def __init__(self, url: str, mirror: Path, cache_bytes: int) -> None:
-        self._url = _full(url)  # goes along to processes that are not forked
-        self.cache = RangeCache(mirror, cache_bytes)
+    def __init__(self, url: str, cache: RangeCache) -> None:
+        self._url, self._cache = _full(url), cache  # whole: it goes along to processes that are not forked
 
     def open_range(self, path: Path, offset: int, length: int) -> bytes:
-        """Up to `length` bytes from `offset` on, from the cache or the store. Raises DataError."""
-        kept = self.cache.get(path, offset, length)
-        return self.renew(path, offset, length) if kept is None else kept
-
-    def renew(self, path: Path, offset: int, length: int) -> bytes:
-        """The same from the store, whatever is kept. Raises DataError."""
+        """Up to `length` bytes from `offset` on. Raises DataError."""
         data = fetch(self._url, path.name, offset, length)
-        self.cache.put(path, offset, data)
+        self._cache.put(path, offset, data)
         return data
 
 

@@ -17,8 +17,9 @@ from cass_scale.data.layouts import Labels, table
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.sets import joined
+from cass_scale.data.sources import People
 from cass_scale.data.splits import assign
-from cass_scale.data.verify import People, copies
+from cass_scale.data.verify import copies
 
 COLUMNS = ["path", "label", "split", "group_id", "kept_together"]  # then those that the old labels.csv had
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cass_scale.data.decode import BadImage, decode
-from cass_scale.data.layouts import CSV
 from cass_scale.data.look import Look, look
 from cass_scale.data.manifest import Bad
 from cass_scale.errors import DataError
 
 CHUNK = 64  # files per task: a million files must not become a million futures
 SHOWN = 5
+T = TypeVar("T")
 
 
 class Checked(NamedTuple):
@@ -29,23 +29,30 @@ class Checked(NamedTuple):
 
 
 def scan(root: Path, keys: Sequence[str], workers: int | None = None, *, looks: bool = False) -> list[Checked]:
-    """One answer per key, in order; with `looks` also of what the images show.
+    """One answer per key, in order; with `looks` also of what the images show."""
+    return spread(lambda key: _check(root / key, looks), keys, workers)
 
-    Decoding releases the GIL, so threads serve: one per core, at most 8.
-    """
+
+def spread(check: Callable[[T], Checked], items: Sequence[T], workers: int | None = None) -> list[Checked]:
+    """`check` of every item, in order. Decoding releases the GIL, so threads serve: one per core, at most 8."""
     threads = workers or min(8, os.cpu_count() or 1)
-    chunks = [keys[i : i + CHUNK] for i in range(0, len(keys), CHUNK)]
+    chunks = [items[i : i + CHUNK] for i in range(0, len(items), CHUNK)]
     with ThreadPoolExecutor(threads) as pool:
-        return [c for chunk in pool.map(lambda part: [_check(root / k, looks) for k in part], chunks) for c in chunk]
+        return [c for chunk in pool.map(lambda part: [check(item) for item in part], chunks) for c in chunk]
 
 
 def _check(path: Path, looks: bool) -> Checked:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return Checked("", 0, f"named by {CSV} but not there")
+        return Checked("", 0, "listed but not there")
     except OSError as error:
         return Checked("", 0, f"cannot be read: {error.strerror}")
+    return judge(data, looks)
+
+
+def judge(data: bytes, looks: bool) -> Checked:
+    """What the bytes of one image tell."""
     try:
         pixels = decode(data, None)
     except BadImage as error:

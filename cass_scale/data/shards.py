@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from cass_scale.data.cache import make_once
-from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex
+from cass_scale.data.decode import BadImage
+from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
-from cass_scale.data.manifest import Manifest, replacing
+from cass_scale.data.look import Look
+from cass_scale.data.manifest import Bad, Manifest, replacing
+from cass_scale.data.ranges import LocalRanges, read_checked
 from cass_scale.data.remote import NotThere, check, fetch, public
-from cass_scale.data.scan import Checked, refuse_too_many
-from cass_scale.data.sources import DEFAULT_SPLIT, assemble
+from cass_scale.data.scan import Checked, judge, refuse_too_many, spread
+from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
 from cass_scale.errors import ConfigError, DataError
@@ -27,6 +30,7 @@ from cass_scale.types import JSON
 from cass_scale.words import is_url
 
 MANIFEST = "manifest.csv"
+REMEDY = "draw a split of the images that the shards were made from (`cass-scale split`), and make the shards again"
 HEADER_BYTES = 1 << 20  # more than any header has
 FRONT_BYTES = 128  # of a manifest: schema, fingerprint and name
 COPIES = 16  # files fetched at a time
@@ -57,7 +61,7 @@ def shards(
         if not url:
             read_header(root)
         found = _read(root / MANIFEST, Manifest.read, url)
-        return replace(found, root=root, name=name or found.name, url=url)
+        return replace(found, root=root, name=name or found.name, tars=True, url=url)
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return found
@@ -70,20 +74,20 @@ def read_header(root: Path) -> JSON:
     except OSError as error:
         raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
     if not (root / MANIFEST).is_file():
-        done = len(list(root.glob(f"*{SUFFIX}")))
-        raise DataError(
-            f"data.path={root}: {done} of {head['shards']} shards are made; "
-            "finish with the same `cass-scale shard` command"
-        )
+        done = f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']}"
+        raise DataError(f"data.path={root}: {done} shards are made; finish with the same `cass-scale shard` command")
     return head
 
 
 def _header(data: bytes, place: object) -> JSON:
     try:
         head: JSON = json.loads(data)
-        return head | {"shards": int(head["shards"])}
+        head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+        if min(head["shards"], head["samples_per_shard"]) < 1:
+            raise ValueError("a number in it is not positive")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} is no header of shards ({error}); make the shards again") from error
+    return head
 
 
 def mirror(url: str) -> Path:
@@ -195,4 +199,90 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
     checked = [Checked(s.sha256, s.length, "") for _, s in rows]
     made = assemble(root, name, listing, checked, split, seed)
-    return replace(made, bad=tuple(bad for index in found for bad in index.bad))
+    return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
+
+
+def survey(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    split: Sequence[float] = DEFAULT_SPLIT,
+    workers: int | None = None,
+) -> Survey:
+    """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError, ConfigError."""
+    if is_url(path):
+        raise ConfigError(f"data.path={path}: every byte of the set would be read; copy the shards to a folder first")
+    root = Path(path).expanduser().absolute()
+    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
+
+
+def _examine(manifest: Manifest, workers: int | None) -> Examined:
+    """Images that cannot be read any more are no rows; all damage is listed, by shard and image."""
+    looks: dict[int, Look] = {}
+    damaged: list[Bad] = []
+    for rows, file, index in _parts(manifest):
+        if isinstance(index, Bad):
+            damaged.append(index)
+        elif manifest.sha256[rows.start : rows.stop] != tuple(sample.sha256 for sample in index.samples):
+            damaged.append(Bad(file, "is not the index of these images: it does not fit the manifest"))
+        else:
+            found, wrong = _hold(manifest, rows, index, workers)
+            looks |= found
+            damaged += wrong
+    notes = manifest.notes
+    if (manifest.root / SHARDS).is_file() and manifest.bad:
+        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
+        manifest = replace(manifest, bad=())
+    made = replace(manifest.take(list(looks)), notes=notes)
+    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+
+
+def _parts(manifest: Manifest) -> Iterator[tuple[range, str, ShardIndex | Bad]]:
+    """Of each shard: its rows, and its index with its name, or why that cannot be read."""
+    root, start = manifest.root, 0
+    if not (root / SHARDS).is_file():
+        for index in indexes(root):
+            yield range(start, start + len(index.samples)), index.tar, index
+            start += len(index.samples)
+        return
+    head = read_header(root)
+    number, size = head["shards"], head["samples_per_shard"]
+    for start in range(0, number * size, size):
+        path = root / f"{shard_name(start // size)}{SUFFIX}"
+        yield range(start, min(start + size, len(manifest))), path.name, _read_index(path)
+    if not 0 <= number * size - len(manifest) < size:
+        yield range(0), SHARDS, Bad(SHARDS, f"its numbers of shards and images are not those of {MANIFEST}")
+
+
+def _read_index(path: Path) -> ShardIndex | Bad:
+    try:
+        return ShardIndex.read(path)
+    except DataError as error:
+        return Bad(path.name, str(error))
+
+
+def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
+    """One tar against its index: the looks of its good images by row of the manifest, and what is damaged."""
+    tar, files = manifest.root / index.tar, LocalRanges()
+    try:
+        size = tar.stat().st_size
+        whole = size == index.size and file_sha256(tar) == index.sha256
+    except OSError as error:
+        return {}, [Bad(index.tar, f"cannot be read: {error.strerror}")]
+    length = f"is {size} bytes long, its index says {index.size}"
+    what = "its sha256 is not that of its index" if size == index.size else length
+
+    def check(sample: Sample) -> Checked:
+        try:
+            return judge(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
+        except BadImage as error:
+            return Checked("", 0, str(error))
+
+    looks, damaged = {}, [] if whole else [Bad(index.tar, what)]
+    for row, sample, one in zip(rows, index.samples, spread(check, index.samples, workers), strict=True):
+        if one.look is not None:
+            looks[row] = one.look
+        else:
+            damaged.append(Bad(f"{index.tar}: {manifest.keys[row]} at byte {sample.offset}", one.why))
+    return looks, damaged

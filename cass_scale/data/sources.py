@@ -6,23 +6,56 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from cass_scale.data import digits as digits_set
 from cass_scale.data import phantom as phantom_set
 from cass_scale.data.cache import make_once
-from cass_scale.data.layouts import Files, Labels, Listing, read, walk
+from cass_scale.data.layouts import Files, Labels, Listing, read, table, walk
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import SCHEMA, SPLITS, Bad, Manifest, find_classes
 from cass_scale.data.scan import Checked, refuse_too_many, scan
 from cass_scale.data.splits import assign, check_fractions
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
+from cass_scale.types import JSON
 
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)
+PEOPLE = ("patient_id", "group_id")  # columns of labels.csv; an image may have both, and neither may be divided
+
+People = Mapping[str, Sequence[str]]  # column -> one value per image, '' = none
+
+
+class Found(NamedTuple):
+    """A folder of images and what is known of them; `expected` are counts that the set itself names."""
+
+    root: Path
+    files: Files
+    listing: Listing
+    expected: JSON | None = None
+
+
+class Examined(NamedTuple):
+    """What reading a set anew told: a look at each row, whom the rows belong to, what is not as it was made."""
+
+    manifest: Manifest
+    looks: tuple[Look, ...]
+    owners: People
+    damaged: tuple[Bad, ...] = ()
+
+
+class Survey(NamedTuple):
+    """A set before it is read anew; `remedy` says what mends a split of it that leaks."""
+
+    root: Path
+    images: int
+    remedy: str
+    read: Callable[[], Examined]
 
 
 def folder(
@@ -42,40 +75,78 @@ def folder(
     all train. Bad files are skipped up to the share `max_bad`. Raises DataError and ConfigError naming the
     file or key.
     """
-    if not 0.0 <= max_bad <= 1.0:
-        raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
-    root = Path(path).expanduser().absolute()
-    options = [SCHEMA, str(root), name, labels, seed, check_fractions(split)]
-    files = walk(root)
-    listing = read(root, files, labels)
-    place = cache_folder() / "manifests" / f"{_key(root, files, listing, options)}.csv"
-    found = _from_cache(place)
-    if found is None:
-        checked = scan(root, listing.keys, workers)
-        found = assemble(root, name or root.name, listing, checked, check_fractions(split), seed)
-        if len(found):
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
-                found.write(place)
-    refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return gather(listed(path, labels), name=name, max_bad=max_bad, seed=seed, split=split, workers=workers)
 
 
-def examine(
+def survey(
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
     labels: Labels = "auto",
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
-) -> tuple[Manifest, tuple[Look, ...]]:
-    """The manifest that `folder` gives, and a look at each of its images; every file is read now, without the cache.
+) -> Survey:
+    """What `folder` takes, to be read anew. Raises DataError where there is nothing to read."""
+    found = listed(path, labels)
+    command = f"`cass-scale split data.path={shlex.quote(str(found.root))} out=clean.csv`"
+    remedy = f"{command} draws a split that does not leak; put clean.csv into the folder as labels.csv"
 
-    However many files are bad, they are listed and not refused. Raises DataError where there is nothing to read.
-    """
+    def reread() -> Examined:
+        manifest, looks = examine(found, name=name, split=split, workers=workers)
+        return Examined(manifest, looks, people(manifest, labels))
+
+    return Survey(found.root, len(found.listing.keys), remedy, reread)
+
+
+def listed(path: str | os.PathLike[str], labels: Labels) -> Found:
+    """The images of a folder and what its layout says about them."""
     root = Path(path).expanduser().absolute()
-    listing = read(root, walk(root), labels)
-    checked = scan(root, listing.keys, workers, looks=True)
-    manifest = assemble(root, name or root.name, listing, checked, check_fractions(split), 0)
+    files = walk(root)
+    return Found(root, files, read(root, files, labels))
+
+
+def people(manifest: Manifest, labels: Labels = "auto") -> People:
+    """Whom the images belong to, by column of labels.csv; {} when nothing is known."""
+    rows = table(manifest.root, labels)
+    columns = {c: [(rows.get(key, {}).get(c) or "").strip() for key in manifest.keys] for c in PEOPLE}
+    return {column: values for column, values in columns.items() if any(values)}
+
+
+def gather(
+    found: Found,
+    *,
+    name: str | None = None,
+    max_bad: float = 0.01,
+    seed: int = 0,
+    split: Sequence[float] = DEFAULT_SPLIT,
+    workers: int | None = None,
+) -> Manifest:
+    """The manifest of what was found: out of the cache, else every file is read."""
+    if not 0.0 <= max_bad <= 1.0:
+        raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
+    shares = check_fractions(split)
+    root, files, listing, _ = found
+    key = _key(root, files, listing, [SCHEMA, str(root), name, seed, shares])
+    place = cache_folder() / "manifests" / f"{key}.csv"
+    made = _from_cache(place)
+    if made is None:
+        made = assemble(root, name or root.name, listing, scan(root, listing.keys, workers), shares, seed)
+        if len(made):
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs the next scan, nothing else
+                made.write(place)
+    refuse_too_many(root, made.bad, len(made) + len(made.bad), max_bad)
+    return made
+
+
+def examine(
+    found: Found, *, name: str | None = None, split: Sequence[float] = DEFAULT_SPLIT, workers: int | None = None
+) -> tuple[Manifest, tuple[Look, ...]]:
+    """The manifest that `gather` gives, and a look at each of its images; every file is read now, without the cache.
+
+    However many files are bad, they are listed and not refused.
+    """
+    checked = scan(found.root, found.listing.keys, workers, looks=True)
+    manifest = assemble(found.root, name or found.root.name, found.listing, checked, check_fractions(split), 0)
     return manifest, tuple(c.look for c in checked if c.look is not None)
 
 

@@ -37,6 +37,28 @@ class Source(Protocol):
         ...
 
 
+def gone_bad(source: Source, row: int, error: BadImage) -> str:
+    """What to say of an image that could be read when the manifest was made."""
+    return f"{source.name(row)}: {error}; it was good when it was scanned"
+
+
+class Fields:
+    """What batches carry beside images, by row of the manifest; `provides` names what there is."""
+
+    def __init__(self, manifest: Manifest, with_labels: bool, device: torch.device) -> None:
+        self._group = manifest.group_tensor() if any(manifest.groups) else None
+        self._label = manifest.label_tensor() if with_labels else None
+        self._device = device
+        given = {"index": True, "group": self._group is not None, "label": with_labels}
+        self.provides = frozenset(name for name, there in given.items() if there)
+
+    def batch(self, images: Tensor, ids: list[int]) -> Batch:
+        """`images`, which lie on the device already, with the fields of `ids`."""
+        index = torch.tensor(ids)
+        group, label = (t if t is None else t[index].to(self._device) for t in (self._group, self._label))
+        return Batch(images, index.to(self._device), group, label)
+
+
 class PlanStream:
     """Batches of uint8 [B, 3, size, size], squashed, on `device`, by `plan`; the same for any `workers`.
 
@@ -59,10 +81,8 @@ class PlanStream:
     ) -> None:
         self.batch_size, self.steps_per_epoch = plan.batch_size, plan.steps_per_epoch
         self.device = torch.device(device)
-        self._group = manifest.group_tensor() if any(manifest.groups) else None
-        self._label = manifest.label_tensor() if with_labels else None
-        given = {"index": True, "group": self._group is not None, "label": with_labels}
-        self.provides = frozenset(name for name, there in given.items() if there)
+        self._fields = Fields(manifest, with_labels, self.device)
+        self.provides = self._fields.provides
         fork = sys.platform == "linux"
         cached = fits(len(plan.ids), size, cache_bytes, plan.world) and (fork or workers == 0)
         self._cache = PixelCache(plan.ids, len(manifest), size) if cached else None
@@ -105,7 +125,7 @@ class PlanStream:
                 ) from error
             if read.error:
                 raise DataError(read.error)
-            yield self._batch(read)
+            yield self._fields.batch(read.images.to(self.device, non_blocking=True), read.ids)
 
     def close(self) -> None:
         """Stop the workers. Also done when the stream is collected and when the process ends."""
@@ -117,12 +137,6 @@ class PlanStream:
             if worker.is_alive():
                 worker.kill()  # SIGTERM does not reach them
         self._loader._iterator = None
-
-    def _batch(self, read: _Read) -> Batch:
-        index = torch.tensor(read.ids)
-        fields = [t if t is None else t[index].to(self.device) for t in (self._group, self._label)]
-        images = read.images.to(self.device, non_blocking=True)
-        return Batch(images, index.to(self.device), group=fields[0], label=fields[1])
 
 
 class _Read(NamedTuple):
@@ -150,7 +164,7 @@ class _Reader:
             try:
                 images[place] = torch.from_numpy(decode(self.source.read(index), self.size)).permute(2, 0, 1)
             except BadImage as error:
-                return _Read(ids, images, f"{self.source.name(index)}: {error}; it was good when it was scanned")
+                return _Read(ids, images, gone_bad(self.source, index, error))
             except DataError as error:  # it names its place; raised in a worker, a traceback would become part of it
                 return _Read(ids, images, str(error))
             if self.cache:

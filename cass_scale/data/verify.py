@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cass_scale.data.layouts import Labels, table
 from cass_scale.data.look import SIDE, Look
-from cass_scale.data.manifest import SPLITS, Manifest
+from cass_scale.data.manifest import SPLITS, Bad, Manifest
 from cass_scale.data.near import blank, near
 from cass_scale.data.sets import Sets
+from cass_scale.data.sources import Examined
 from cass_scale.types import JSON
 
 BYTES, PIXELS, NEAR = KINDS = ("same bytes", "same pixels", "near duplicate")  # from the strictest on
-PEOPLE = ("patient_id", "group_id")  # columns of labels.csv; an image may have both, and neither may be divided
 FEW = 10
-
-People = Mapping[str, Sequence[str]]  # column -> one value per image, '' = none
+RESTORE = (
+    "restore them from a copy; or, of shards made by `cass-scale shard`, delete each damaged tar with its index and "
+    "give that command again, which makes what is missing"
+)
 
 
 class Link(NamedTuple):
@@ -32,13 +32,6 @@ class Link(NamedTuple):
     kind: str
     turn: str = "as it is"
     correlation: float = 1.0
-
-
-def people(manifest: Manifest, labels: Labels = "auto") -> People:
-    """Whom the images belong to, by column of labels.csv; {} when nothing is known."""
-    rows = table(manifest.root, labels)
-    columns = {c: [(rows.get(key, {}).get(c) or "").strip() for key in manifest.keys] for c in PEOPLE}
-    return {column: values for column, values in columns.items() if any(values)}
 
 
 def copies(manifest: Manifest, looks: Sequence[Look]) -> tuple[Sets, list[Link]]:
@@ -60,14 +53,15 @@ def thumbs(looks: Sequence[Look]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(look.thumb for look in looks), np.uint8).reshape(-1, SIDE * SIDE)
 
 
-def inspect(manifest: Manifest, looks: Sequence[Look], owners: People, *, few: int = FEW) -> JSON:
-    """Everything that can be said about the images, as plain values; `looks` has one for each row."""
+def inspect(examined: Examined, *, few: int = FEW) -> JSON:
+    """Everything that can be said about the images, as plain values."""
+    manifest, looks, owners, damaged = examined
     sets, links = copies(manifest, looks)
     found = _sets(manifest, sets, links)
     groups = {column: _astride(values, manifest.splits) for column, values in owners.items()}
     return {
         "name": manifest.name,
-        "path": manifest.place,
+        "path": str(manifest.root),
         "images": len(manifest),
         "fingerprint": manifest.fingerprint(),
         "notes": list(manifest.notes),
@@ -76,7 +70,8 @@ def inspect(manifest: Manifest, looks: Sequence[Look], owners: People, *, few: i
         "classes": (classes := _classes(manifest)),
         "few": [c for c, counts in classes.items() if sum(counts.values()) < few],
         "sizes": _sizes(manifest, looks),
-        "bad": [{"key": bad.key, "why": bad.why} for bad in manifest.bad],
+        "bad": _plain(manifest.bad),
+        "damaged": _plain(damaged),
         "blank": [manifest.keys[i] for i in np.flatnonzero(blank(thumbs(looks)))],
         "copies": _count(found),
         "sets": found,
@@ -95,9 +90,12 @@ def changed(now: Manifest, then: Manifest) -> JSON:
     }
 
 
-def faults(found: JSON, max_bad: float) -> list[JSON]:
+def faults(found: JSON, max_bad: float, remedy: str) -> list[JSON]:
     """What makes the images unfit to measure with, each with what would mend it; [] when they are clean."""
     out = []
+    if found["damaged"]:
+        shown = _some([f"{one['key']}: {one['why']}" for one in found["damaged"]])
+        out.append({"what": f"{len(found['damaged'])} shards or images are damaged: {shown}", "mend": RESTORE})
     bad, files = len(found["bad"]), found["images"] + len(found["bad"])
     if bad > max_bad * files:
         what = f"{bad} of {files} files cannot be used, more than data.max_bad={max_bad:g}"
@@ -106,9 +104,7 @@ def faults(found: JSON, max_bad: float) -> list[JSON]:
         if leaked:
             shares = ", ".join(f"{n} of {found['splits'][split]} {split} images" for split, n in leaked.items())
             kin = "the same picture" if kind == "copies" else f"the same {kind}"
-            split = f"cass-scale split data.path={shlex.quote(found['path'])} out=clean.csv"
-            mend = f"`{split}` draws a split that does not leak; put clean.csv into the folder as labels.csv"
-            out.append({"what": f"{kin} on both sides of a split: {shares}", "mend": mend})
+            out.append({"what": f"{kin} on both sides of a split: {shares}", "mend": remedy})
     for how, keys in found.get("against", {}).items():
         if keys:
             what = f"{len(keys)} images are {how} since that manifest was written: {_some(keys)}"
@@ -130,6 +126,10 @@ def remarks(found: JSON, few: int = FEW) -> list[str]:
         f"{len(found['bad'])} unusable files are skipped": found["bad"],
     }
     return [text for text, there in said.items() if there]
+
+
+def _plain(found: Sequence[Bad]) -> list[JSON]:
+    return [{"key": bad.key, "why": bad.why} for bad in found]
 
 
 def _some(names: Sequence[str], shown: int = 5) -> str:

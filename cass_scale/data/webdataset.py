@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cass_scale.data.decode import BadImage
+from cass_scale.data.folder import Files
 from cass_scale.data.index import check_size
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
-from cass_scale.data.ranges import LocalRanges
+from cass_scale.data.rangecache import RangeCache
+from cass_scale.data.ranges import LocalRanges, Ranges, read_checked
 from cass_scale.data.remote import RemoteRanges
 from cass_scale.data.shards import indexes
-from cass_scale.data.stream import PlanStream
+from cass_scale.data.stream import PlanStream, Source
 from cass_scale.errors import DataError
 
 REMOTE_CACHE_BYTES = 32 << 30
-Read = Callable[[Path, int, int], bytes]  # path, offset, length
 
 
 class WebDatasetStream(PlanStream):
@@ -35,6 +35,11 @@ class WebDatasetStream(PlanStream):
         super().__init__(manifest, plan, Shards(manifest, remote_cache_bytes), **options)
 
 
+def source_of(manifest: Manifest, remote_cache_bytes: int = 0) -> Source:
+    """The images of a manifest wherever they lie, for what reads files and tars alike."""
+    return Shards(manifest, remote_cache_bytes) if manifest.tars else Files(manifest)
+
+
 class Shards:
     """The images of a manifest out of the tars below its root or URL: a Source. Row i is the i-th image of the shards.
 
@@ -44,10 +49,11 @@ class Shards:
 
     def __init__(self, manifest: Manifest, remote_cache_bytes: int = 0) -> None:
         self.manifest = manifest
-        self.reads: tuple[Read, ...] = (LocalRanges().open_range,)  # a second one is tried when the first is spoilt
+        self.files: tuple[Ranges, ...] = (LocalRanges(),)  # the next one where one has not the right bytes
         if manifest.url:
-            remote = RemoteRanges(manifest.url, manifest.root, remote_cache_bytes)
-            self.reads = remote.open_range, remote.renew
+            cache = RangeCache(manifest.root, remote_cache_bytes)
+            store = RemoteRanges(manifest.url, cache)
+            self.files = cache, store, store  # twice: a byte may be spoilt on the way
         self.paths: list[Path] = []
         counts: list[int] = []
         offsets: list[int] = []
@@ -71,18 +77,12 @@ class Shards:
 
     def read(self, row: int) -> bytes:
         """The bytes of one image, checked. Raises BadImage, and DataError when a store cannot be read."""
-        path, offset, length = self.paths[self.shard[row]], int(self.offset[row]), self.manifest.sizes[row]
-        data = b""
-        for read in self.reads:
-            try:
-                data = read(path, offset, length)
-            except OSError as error:
-                raise BadImage(f"cannot be read: {error.strerror}") from error
-            if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
-                return data
-        if len(data) < length:
-            raise BadImage("the shard is cut off before its end")
-        raise BadImage("its sha256 is not that of the index, the shard was changed")
+        size, sha256 = self.manifest.sizes[row], self.manifest.sha256[row]
+        place = self.paths[self.shard[row]], int(self.offset[row]), size, sha256
+        for files in self.files[:-1]:
+            with contextlib.suppress(BadImage):
+                return read_checked(files, *place)
+        return read_checked(self.files[-1], *place)
 
     def name(self, row: int) -> str:
         """Shard, sample and place."""

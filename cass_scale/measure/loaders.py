@@ -20,6 +20,7 @@ from cass_scale.data.cache import make_once
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.evidence import Finding
 from cass_scale.measure import rivals
 from cass_scale.measure.turns import failed, in_turns, ratio, spread
 from cass_scale.types import JSON, Stream
@@ -56,8 +57,8 @@ SIDES = {
 }
 
 
-def run(config: JSON, build: Build, say: Callable[[str], None]) -> tuple[str, str, JSON]:
-    """Prepare the set in every form, let the sides take turns; returns question, table and all figures."""
+def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
+    """Prepare the set in every form, let the sides take turns; returns the finding."""
     options = config["bench"]
     manifest: Manifest = build({k: v for k, v in config["data"].items() if k != "noise"})
     if len(manifest) < options["batch"]:
@@ -73,7 +74,7 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> tuple[str, st
     images, size = min(len(manifest), options["images"]), options["size"]
     head = f"{images} images of {manifest.name} as uint8 [3, {size}, {size}], batches of {options['batch']}."
     tables = [table(figures, workers) for workers in options["workers"]]
-    return QUESTION, "\n\n".join([head, *tables, legend(figures)]), figures
+    return Finding(QUESTION, "\n\n".join([head, *tables, legend(figures)]), figures)
 
 
 def prepare(manifest: Manifest, images: int, size: int, say: Callable[[str], None]) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,8 @@ class CASS(Method):
 
     `projection` > 0 replaces both heads by BatchNorm projectors of that output width. `frozen` gives the null
     control: learning rate 0, so that only BatchNorm's running statistics move, as in the recorded run of the
-    authors. Raises ConfigError unless there are two arms with outputs of one width.
+    authors. `side_by_side` runs the second arm on a CUDA stream of its own. Raises ConfigError unless there are
+    two arms with outputs of one width.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class CASS(Method):
         projection_hidden: int = 512,
         frozen: bool = False,
         noise_rule: bool = False,
+        side_by_side: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -75,6 +78,7 @@ class CASS(Method):
         self.arms = nn.ModuleDict(arms)
         self.objective = objective
         self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
+        self.side_by_side = side_by_side
 
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
         """One pass through both arms; the loss of this micro-batch and the mean cosine between the arms."""
@@ -88,7 +92,24 @@ class CASS(Method):
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
         """Features and outputs per arm, in the order of the configuration."""
         by_arm = views_by_arm(views, list(self.arms))
+        if self.side_by_side and views[0].is_cuda:
+            return self._outputs_side_by_side(by_arm)
         return {name: arm(by_arm[name]) for name, arm in self._arms().items()}
+
+    def _outputs_side_by_side(self, by_arm: dict[str, Tensor]) -> dict[str, ArmOutput]:
+        """The second arm on a stream of its own; autograd runs each backward pass where its forward pass ran."""
+        (first, one), (second, two) = self._arms().items()
+        here, own = torch.cuda.current_stream(), torch.cuda.Stream()
+        own.wait_stream(here)
+        with torch.cuda.stream(own):
+            other = two(by_arm[second])
+        outputs = one(by_arm[first])
+        here.wait_stream(own)
+        # The allocator must not give a stream's memory away while the other one still reads it.
+        by_arm[second].record_stream(own)
+        for tensor in other:
+            tensor.record_stream(here)
+        return {first: outputs, second: other}
 
     def encoders(self) -> dict[str, Encoder]:
         """Both encoders, without their heads."""

@@ -24,12 +24,9 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     if call.dry_run:
         console.say(f"would run {name}: {config['bench']} (--dry-run)")
         return {"name": name}
-    question, table, figures = import_module(f"cass_scale.measure.{name}").run(config, build, console.say)
-    console.say(f"\n{table}")
-    record: JSON = {"question": question, "table": table, "figures": figures, "out": out}
+    found: evidence.Finding = import_module(f"cass_scale.measure.{name}").run(config, build, console.say)
+    console.say(f"\n{found.table}")
     if out is not None:
-        evidence.write_record(
-            Path(out), question, table, figures, command=call.command, options=config, machine=evidence.machine()
-        )
+        evidence.write_record(Path(out), found, command=call.command, options=config, machine=evidence.machine())
         console.say(f"record: {out}")
-    return record
+    return {"question": found.question, "table": found.table, "figures": found.figures, "out": out}

@@ -101,8 +101,8 @@ class Job:
             ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
         )
         node = stream_for(self.trained["stream"], self.config["data"]["path"])
-        node = node if keep else {**node, "cache_bytes": 0}
-        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, with_labels=True)
+        more = {"keep": keep, "with_labels": True}
+        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, **more)
 
 
 def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
@@ -164,7 +164,7 @@ def other_data(config: JSON) -> JSON | None:
 
 def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
-    if path is None:
+    if path is None or trained["_target_"].endswith(".DaliStream"):  # which reads files and shards
         return trained
     kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
     return {key: trained[key] for key in ("workers", "cache_bytes")} | {"_target_": f"cass_scale.data.{kind}"}

@@ -57,13 +57,14 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         ids = manifest.rows("train")  # the training split only: held-back images stay unseen
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
-        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], **parts)
+        plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], tail=train_keys["tail"], **parts)
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
         size = config["arms"]["image_size"]
         stream = wire.noisy(config, wire.open_stream(config["stream"], build, manifest, plan, size, place))
         method = wire.make_method(config, build, specs).to(place.device)
+        wire.check_needs(config, method, stream)
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
@@ -132,6 +133,8 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
         problems.found += view_problems(build(config["views"]))
+        with problems.collecting():
+            wire.check_stream(config["stream"])
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]

@@ -46,12 +46,27 @@ def _auto_or(rule: Rule) -> Rule:
     return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
 
 
+def _list_of(rule: Rule) -> Rule:
+    return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
 DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
+DATA: dict[str, Rule] = {
+    "data.name": _or_null(TEXT),
+    "data.noise": BOOL,
+    "data.images": _whole(14),
+    "data.scale": _number(0.05, 4),
+    "data.max_bad": _number(0, 1),
+    "data.labels": _choice("auto", "none", "folders", "csv"),
+    "data.counts": _choice("check", "note"),
+    "data.layout.uncertain": _choice("zeros", "ones", "ignore"),
+    "data.layout.size": (lambda v: v in (28, 64, 128, 224), "28, 64, 128 or 224"),
+}
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
     "run.dir": _or_null(TEXT),
@@ -59,11 +74,15 @@ PRETRAIN: dict[str, Rule] = {
     "train.epochs": _whole(1),
     "train.max_steps": _or_null(_whole(1)),
     "train.accumulate": _whole(1),
+    "train.tail": _choice("drop", "carry"),
     "train.clip": _or_null(POSITIVE),
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
     "train.precision": PRECISION,
     "train.channels_last": BOOL,
+    "train.recompute": BOOL,
+    "train.compile": _or_null(_choice("default", "reduce-overhead", "max-autotune")),
+    "optim.fused": BOOL,
     "train.log_every": _whole(1),
     "train.save_every": _whole(1),
     "train.keep": _whole(1),
@@ -86,12 +105,7 @@ PRETRAIN: dict[str, Rule] = {
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
     "data.path": TEXT,
-    "data.name": _or_null(TEXT),
-    "data.noise": BOOL,
-    "data.images": _whole(14),
-    "data.scale": _number(0.05, 4),
-    "data.max_bad": _number(0, 1),
-    "data.labels": _choice("auto", "none", "folders", "csv"),
+    **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
     "stream.remote_cache_bytes": _whole(0),
@@ -102,6 +116,7 @@ PRETRAIN: dict[str, Rule] = {
     "method.projection_hidden": _whole(1),
     "method.noise_rule": BOOL,
     "method.frozen": BOOL,
+    "method.side_by_side": BOOL,
     "objective.temperature": POSITIVE,
     "objective.epsilon": POSITIVE,
     "objective.iterations": _whole(1),
@@ -126,8 +141,7 @@ EVALUATE: dict[str, Rule] = {
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
 VERIFY: dict[str, Rule] = {
-    "data.labels": PRETRAIN["data.labels"],
-    "data.max_bad": PRETRAIN["data.max_bad"],
+    **DATA,
     "few": _whole(1),
     "seed": _whole(0),
 }
@@ -140,20 +154,28 @@ SHARD: dict[str, Rule] = {
     ),
     "samples_per_shard": _whole(1),
     "workers": _auto_or(_whole(1)),
-    "data.max_bad": PRETRAIN["data.max_bad"],
-    "data.labels": PRETRAIN["data.labels"],
+    **DATA,
 }
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
         "bench.images": _whole(1),
         "bench.size": _whole(16),
         "bench.batch": _whole(1),
-        "bench.workers": (
-            lambda v: isinstance(v, list) and bool(v) and all(map(_whole(0)[0], v)),
-            "a list of whole numbers",
-        ),
+        "bench.workers": _list_of(_whole(0)),
         "bench.epochs": _whole(1),
         "bench.turns": _whole(1),
+    },
+    "step": {
+        "bench.batch_sizes": _list_of(_whole(2)),
+        "bench.words": _list_of(TEXT),
+        "bench.variants": (lambda v: isinstance(v, dict) and bool(v), "names with lists of overrides"),
+        "bench.warmup": _whole(1),
+        "bench.steps": _whole(3),
+        "bench.seconds": POSITIVE,
+        "bench.turns": _whole(1),
+        "bench.memory_gib": _or_null(POSITIVE),
+        "bench.fit": _list_of(TEXT),
+        "bench.cuda_only": _list_of(TEXT),
     },
 }
 
@@ -164,6 +186,11 @@ def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> No
         found, value = _find(config, key)
         if found:
             problems.check(good(value), f"{key}={value}: {wanted} is needed")
+
+
+def refuse_noise(config: JSON, problems: Problems) -> None:
+    """For verbs that read images as they are."""
+    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; leave it out here")
 
 
 def _find(config: JSON, key: str) -> tuple[bool, Any]:

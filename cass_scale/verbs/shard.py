@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import IO
@@ -10,12 +9,10 @@ from typing import IO
 from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
-from cass_scale.data.folder import Files
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import SHOWN
 from cass_scale.data.shrink import Recipe
-from cass_scale.data.stream import Source
-from cass_scale.data.webdataset import Shards
+from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.run import lock
 from cass_scale.types import JSON, Call
@@ -32,8 +29,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(config["data"], "noise"))
     recipe = Recipe(config["size"], config["resize"], config["quality"])
-    source: Source = Shards(manifest) if config["data"]["_target_"].endswith(".shards") else Files(manifest)
-    job = Conversion(manifest, source, out, recipe, config["samples_per_shard"])
+    job = Conversion(manifest, source_of(manifest), out, recipe, config["samples_per_shard"])
     refuse_other(job)
     todo = unfinished(job)
     need = estimate(job, todo)
@@ -69,7 +65,7 @@ def check(config: JSON) -> Path:
     settings.check_values(config, settings.SHARD, problems)
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
-    problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; shards hold the images")
+    settings.refuse_noise(config, problems)
     problems.raise_if_any()
     return out
 
@@ -97,10 +93,7 @@ def bad_lines(manifest: Manifest) -> list[str]:
 
 def refuse_small_disk(out: Path, need: int) -> None:
     """Raise DataError when the disk has not the room, before anything is written."""
-    here = out
-    while not here.exists():
-        here = here.parent
-    free = shutil.disk_usage(here).free
+    free = machine.free_disk(out)
     if need * ALLOWANCE > free:
         raise DataError(
             f"out={out} needs about {need * ALLOWANCE / 2**20:.0f} MiB and its disk has {free / 2**20:.0f} MiB free; "

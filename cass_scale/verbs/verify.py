@@ -1,43 +1,45 @@
-"""`cass-scale verify`: whether a folder of images is whole, and nothing of it leaks across splits."""
+"""`cass-scale verify`: whether a set of images is whole, and nothing of it leaks across splits."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cass_scale import records
 from cass_scale.console import Console
-from cass_scale.data.layouts import walk
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import refuse_too_many
-from cass_scale.data.sources import examine
-from cass_scale.data.verify import changed, faults, inspect, people, remarks
+from cass_scale.data.verify import changed, faults, inspect, remarks
 from cass_scale.errors import EXIT_DATA, EXIT_OK, MissingExtra, Problems
 from cass_scale.page import render
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import settings
+from cass_scale.verbs.survey import survey
 
 RECORD, PAGE = "verify.json", "verify.html"
 PACKAGES = ("cass-scale", "numpy", "pillow", "tifffile", "imagecodecs")  # what decides how an image decodes
 
 
-def run(config: JSON, build: object, call: Call) -> JSON:
+def run(config: JSON, build: Callable[..., Any], call: Call) -> JSON:
     """Read every image now and look for what makes scores wrong; `exit_code` is 3 when there is any."""
     started, begun = records.now(), time.perf_counter()
-    root, out = check(config)
+    out, max_bad = check(config), config["data"]["max_bad"]
     console = Console(quiet=call.quiet)
-    console.say(f"reading all {len(walk(root))} images in {root}")
+    there = survey(config["data"], build)
+    console.say(f"reading all {there.images} images in {there.root}")
     if call.dry_run:
         console.say("nothing was started (--dry-run)")
-        return {"path": str(root)}
+        return {"path": str(there.root)}
     then = Manifest.read(config["against"]) if config["against"] else None
-    data = config["data"]
-    manifest, looks = examine(root, labels=data["labels"], split=data["split"])
+    examined = there.read()
+    manifest, unusable = examined.manifest, (*examined.damaged, *examined.manifest.bad)
     if not len(manifest):
-        refuse_too_many(root, manifest.bad, len(manifest.bad), data["max_bad"])
-    found = inspect(manifest, looks, people(manifest, data["labels"]), few=config["few"])
+        refuse_too_many(there.root, unusable, len(unusable), max_bad)
+    found = inspect(examined, few=config["few"])
     found |= {"against": changed(manifest, then)} if then is not None else {}
-    wrong = faults(found, data["max_bad"])
+    wrong = faults(found, max_bad, there.remedy)
     record = {
         "schema": records.SCHEMA,
         "verb": "verify",
@@ -59,12 +61,13 @@ def run(config: JSON, build: object, call: Call) -> JSON:
     return record
 
 
-def check(config: JSON) -> tuple[Path, Path | None]:
-    """The folder to read and the one to write to. Raises ConfigError with every problem of the command."""
+def check(config: JSON) -> Path | None:
+    """The folder to write to. Raises ConfigError with every problem of the command."""
     problems = Problems()
     settings.check_values(config, settings.VERIFY, problems)
+    settings.refuse_noise(config, problems)
     path, out = config["data"]["path"], config["out"]
-    problems.check(path is not None, "data.path is missing: the folder of images")
+    problems.check(path is not None, "data.path is missing: the folder of images or of shards")
     root = Path(path or ".").expanduser().absolute()
     place = Path(out).expanduser().absolute() if out else None
     if place is not None:
@@ -75,7 +78,7 @@ def check(config: JSON) -> tuple[Path, Path | None]:
     problems.raise_if_any()
     if place is not None and settings.missing(["jinja2"]):
         raise MissingExtra("jinja2", "report", f"out={out}")
-    return root, place
+    return place
 
 
 def show(record: JSON, console: Console) -> None:

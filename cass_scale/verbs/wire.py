@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from cass_scale.types import JSON, Stream
 
 Build = Callable[..., Any]
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
-PACKAGES = ("cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn")
+PACKAGES = (
+    "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
+    "nvidia-dali-cuda130",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,26 +124,46 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
 
 
 def open_stream(
-    stream: JSON, build: Build, manifest: Manifest, plan: Plan, size: int, place: Place, **extra: Any
+    stream: JSON,
+    build: Build,
+    manifest: Manifest,
+    plan: Plan,
+    size: int,
+    place: Place,
+    *,
+    keep: bool = True,
+    **extra: Any,
 ) -> Stream:
-    """A stream of the configured kind over a plan."""
-    node = {**stream, "workers": workers(stream["workers"])}
+    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can."""
+    node = stream | {"workers": workers(stream["workers"])}
+    if not keep and "cache_bytes" in node:
+        node["cache_bytes"] = 0
     made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
     return made
+
+
+def check_stream(stream: JSON) -> None:
+    """Raise MissingExtra when the stream's module needs a package that is not there."""
+    module = import_module(stream["_target_"].rpartition(".")[0])
+    getattr(module, "require", lambda: None)()
+
+
+def check_needs(config: JSON, method: Method, stream: Stream) -> None:
+    """Raise ConfigError when the method needs a field of batches that the stream has not."""
+    if lacking := ", ".join(sorted(method.needs - stream.provides)):
+        kind, there = config["stream"]["_target_"].rpartition(".")[2], ", ".join(sorted(stream.provides))
+        raise ConfigError(
+            f"method={config['method']['name']} needs {lacking} of every image, and {kind} has {there} of these data; "
+            "a group comes from the column group_id or patient_id of labels.csv"
+        )
 
 
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
     """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
-    stream = open_stream(
-        {**config["stream"], "workers": 0, "cache_bytes": 0},
-        build,
-        manifest,
-        few,
-        config["arms"]["image_size"],
-        place,
-    )
-    batch = next(iter(noisy(config, stream).epoch(0)))
+    node, size = config["stream"] | {"workers": 0}, config["arms"]["image_size"]
+    with closing(noisy(config, open_stream(node, build, manifest, few, size, place, keep=False))) as stream:
+        batch = next(iter(stream.epoch(0)))
     return batch.images, batch.index
 
 
@@ -160,19 +184,29 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
         torch.manual_seed(seed + len(specs) * SEED_STRIDE)  # projectors are initialised by the method
         seeds = arm_seeds(seed, list(specs))
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
-        for encoder, _ in arms.values() if config["train"]["channels_last"] else ():
-            encoder.use_channels_last()
+        for encoder, _ in arms.values() if load else ():
+            speed_up(encoder, config["train"])
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
     return method
 
 
+def speed_up(encoder: encoders.Encoder, keys: JSON) -> None:
+    """What the configuration allows for speed and memory; results stay the same but for rounding."""
+    if keys["channels_last"]:
+        encoder.use_channels_last()
+    if keys["recompute"]:
+        encoder.use_recompute()
+    if keys["compile"]:
+        encoder.use_compile(keys["compile"])
+
+
 def make_optimizer(method: Method, keys: JSON, device: torch.device) -> torch.optim.Optimizer:
-    """One optimizer over the method's groups; fused kernels where the device has them."""
+    """One optimizer over the method's groups; with `fused` in one kernel where the device has them."""
     return optim.build(
         method.param_groups(),
         name=keys["name"],
         lr=keys["lr"],
         weight_decay=keys["weight_decay"],
         momentum=keys["momentum"],
-        fused=device.type in ("cuda", "cpu"),
+        fused=keys["fused"] and device.type in ("cuda", "cpu"),
     )

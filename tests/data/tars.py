@@ -7,17 +7,21 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cass_scale.data import sources
 from cass_scale.data.convert import Conversion, convert, refuse_other, unfinished
+from cass_scale.data.dali import DaliStream
 from cass_scale.data.folder import Files, FolderStream
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.shrink import Recipe
-from cass_scale.data.stream import PlanStream
 from cass_scale.data.webdataset import WebDatasetStream
+from cass_scale.types import Stream
 from tests.data.images import fill, labels_csv
 
-STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream}
+STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream, "dali": DaliStream}
+CACHING = ("folder", "webdataset")  # keep decoded images
 AS_IT_IS = Recipe(None)
 
 
@@ -36,8 +40,11 @@ def sharded(manifest: Manifest, out: Path, recipe: Recipe = AS_IT_IS, per_shard:
     return convert(job, unfinished(job), workers, lambda: None)
 
 
-def open_stream(kind: str, manifest: Manifest, plan: Plan, workers: int = 0, **options: Any) -> PlanStream:
-    return STREAMS[kind](manifest, plan, **{"size": 12, "workers": workers, "device": "cpu", **options})
+def open_stream(kind: str, manifest: Manifest, plan: Plan, workers: int = 0, **options: Any) -> Stream:
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali", reason="needs the extra `dali`")
+    made: Stream = STREAMS[kind](manifest, plan, **{"size": 12, "workers": workers, "device": "cpu", **options})
+    return made
 
 
 def write_tar(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:

@@ -60,7 +60,7 @@ def test_nothing_good_stops_whatever_max_bad(home: Path) -> None:
 def test_a_file_the_csv_names_but_is_absent(home: Path) -> None:
     fill(home, "1.png")
     labels_csv(home, "path,label", ("1.png", "a"), ("gone.png", "b"))
-    assert sources.folder(home, max_bad=0.5).bad == (Bad("gone.png", "named by labels.csv but not there"),)
+    assert sources.folder(home, max_bad=0.5).bad == (Bad("gone.png", "listed but not there"),)
 
 
 def test_folders_that_hold_nothing_each_say_so(home: Path, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from cass_scale.data import remote
 from cass_scale.data.index import ShardIndex
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
-from cass_scale.data.shards import mirror, shards
-from cass_scale.data.webdataset import Shards
+from cass_scale.data.shards import mirror, shards, survey
 from cass_scale.errors import ConfigError, DataError, MissingExtra
 from tests.data.stores import HttpStore, free_port, http_store
 from tests.data.tars import grouped, open_stream, sharded
@@ -251,6 +250,11 @@ def test_urls_that_are_refused(url: str, why: str) -> None:
     assert why in str(error.value) and "hidden" not in str(error.value)
 
 
+def test_what_reads_every_byte_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.path=s3://bucket/x: .*copy the shards to a folder first"):
+        survey("s3://bucket/x")
+
+
 def test_what_is_not_installed_names_the_extra(store: HttpStore, monkeypatch: pytest.MonkeyPatch) -> None:
     remote._system.cache_clear()
     monkeypatch.setitem(sys.modules, "fsspec", None)
@@ -259,9 +263,7 @@ def test_what_is_not_installed_names_the_extra(store: HttpStore, monkeypatch: py
 
 
 def test_a_shard_replaced_under_a_running_job(store: HttpStore) -> None:
-    manifest = shards(f"{store.url}/shards")
-    source = Shards(manifest)
-    source.read(0)
+    read(shards(f"{store.url}/shards"), remote_cache_bytes=0)
     tar = store.root / "shards" / TAR
     good = tar.read_bytes()
     tar.write_bytes(bytes(reversed(good)))

@@ -1,0 +1,98 @@
+"""The bench verb: sides take turns, tables say what was measured, a record is left, problems are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cass_scale import bench, records
+from cass_scale.errors import ConfigError, DataError
+from cass_scale.evidence import Finding
+from cass_scale.measure import loaders
+from cass_scale.measure.turns import failed, in_turns, ratio, spread
+from tests.short_runs import pictures
+
+STEP = "import json,sys,time; print('noise'); print(json.dumps({'side': sys.argv[1], 'at': time.monotonic()}))"
+
+
+@pytest.fixture
+def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one_side.py").write_text(STEP)
+    (tmp_path / "a_broken_side.py").write_text("raise SystemExit('no such loader')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_sides_take_turns_in_alternating_order(side: None) -> None:
+    said: list[str] = []
+    found = in_turns({name: ["one_side", name] for name in "abc"}, 2, said.append)
+    order = sorted((result["at"], result["side"]) for results in found.values() for result in results)
+    assert [name for _, name in order] == ["a", "b", "c", "c", "b", "a"]
+    assert len(said) == 6
+
+
+def test_a_side_that_fails_is_told_once_and_the_others_go_on(side: None) -> None:
+    found = in_turns({"bad": ["a_broken_side"], "good": ["one_side", "good"]}, 3, lambda text: None)
+    assert failed(found["bad"]) == "no such loader" and len(found["bad"]) == 1
+    assert failed(found["good"]) == "" and len(found["good"]) == 3
+
+
+def test_ratio_is_taken_turn_by_turn() -> None:
+    assert ratio([2.0, 30.0, 400.0], [1.0, 10.0, 100.0]) == 3.0
+    assert spread([1.0, 3.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
+
+
+@pytest.mark.parametrize("name", ["folder", "imagefolder", "imagefolder_v2", "dali_reader"])
+def test_a_side_reads_whole_batches_of_one_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "dali_reader":
+        pytest.importorskip("nvidia.dali", reason="needs the extra dali")
+    monkeypatch.setenv("CASS_SCALE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    pictures(tmp_path / "set" / "all", 10)
+    job = {"side": name, "path": str(tmp_path / "set"), "size": 48, "batch": 4, "workers": 1, "epochs": 2}
+    result = loaders.child(job)
+    assert [epoch["images"] for epoch in result["epochs"]] == [8, 8]
+    assert 0 < result["start"] < 60 and all(epoch["memory"] > 2**20 for epoch in result["epochs"])
+
+
+def test_all_that_is_wrong_is_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as found:
+        bench("name=loaders", f"data.path={tmp_path}", "bench.turns=0", "bench.workers=2", "bench.size=big")
+    assert all(key in str(found.value) for key in ("bench.turns=0", "bench.workers=2", "bench.size=big"))
+    with pytest.raises(ConfigError, match=r"bench=loader: no such choice; did you mean loaders"):
+        bench("name=loader", f"data.path={tmp_path}")
+
+
+def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"3 images are fewer than bench.batch=32"):
+        bench("name=loaders", f"data.path={pictures(tmp_path / 'few', 3)}", quiet=True)
+
+
+def test_a_record_is_left_and_its_page_holds_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quick(config: object, build: object, say: object) -> Finding:
+        return Finding("How fast?", "| a |\n|---|\n| 1 |", {"a": [1.0]}, {"more.csv": "a\n1\n"})
+
+    monkeypatch.setattr(loaders, "run", quick)
+    made = bench("name=loaders", f"data.path={tmp_path}", f"out={tmp_path / 'record'}", quiet=True)
+    record = records.read_json(tmp_path / "record" / "run.json")
+    assert record["figures"] == {"a": [1.0]} == made["figures"]
+    assert record["command"].startswith("cass-scale bench name=loaders")
+    assert (tmp_path / "record" / "more.csv").read_text() == "a\n1\n"
+    assert "| a |\n|---|\n| 1 |" in (tmp_path / "record" / "README.md").read_text()
+
+
+def test_table_and_legend_come_from_the_figures() -> None:
+    def result(speed: float) -> dict[str, object]:
+        epochs = [{"images": 10, "seconds": 1, "cpu": 0.5, "memory": 2**20 * size} for size in (50, 100, 110)]
+        for epoch in epochs[1:]:
+            epoch["seconds"] = 10 / speed
+        return {"start": 2.0, "epochs": epochs}
+
+    figures = {f"{name}/1": [result(100.0), result(100.0)] for name in loaders.SIDES}
+    figures |= {"folder/1": [result(150.0), result(150.0)], "imagefolder/1": [result(100.0), result(50.0)]}
+    figures["litdata/1"] = [{"error": "No module named 'litdata'"}]
+    text = loaders.table(figures, 1)  # type: ignore[arg-type]
+    row = next(line for line in text.splitlines() if line.startswith("| **folder** |"))
+    assert row == "| **folder** | 150 (150 to 150) | 2.25 | 50.00 | 10 | 2.0 | 110 | 1.10 |"
+    assert "| litdata | failed: No module named 'litdata' |" in text
+    assert "ffcv_raw / ffcv_raw_loader, 1 workers: 1.00" in loaders.legend(figures)  # type: ignore[arg-type]
