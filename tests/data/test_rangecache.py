@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.synchronize
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -21,29 +22,24 @@ from tests.data.tars import grouped, sharded
 from tests.data.test_remote import read, same
 
 pytestmark = pytest.mark.usefixtures("own_cache", "impatient")
-ROOT = Path(__file__).parents[2]
 PIECE = 4096
 LIMIT = 4 << 20
-CHILD = f"""
-import random, sys
-from pathlib import Path
-from cass_scale.data.rangecache import RangeCache
-folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-cache, dice, wrong = RangeCache(folder, limit), random.Random(sys.argv[3]), 0
-print("filling", flush=True)
-for turn in range(int(sys.argv[4])):
-    number = dice.randrange(4096)
-    path, offset, piece = folder / f"{{number % 4}}.tar", number * {PIECE}, number.to_bytes(4, "big") * ({PIECE} // 4)
-    try:
-        kept = cache.open_range(path, offset, {PIECE})
-    except FileNotFoundError:
-        kept = b""
-    if not kept.strip(bytes(1)):
-        cache.put(path, offset, piece)
-    else:
-        wrong += kept != piece
-print(wrong)
-"""
+
+
+def work(folder: Path, seed: int, turns: int, started: multiprocessing.synchronize.Event) -> None:
+    """Read pieces at random and keep what was not there; the exit code tells whether a wrong one was read."""
+    cache, dice, wrong = RangeCache(folder, LIMIT), random.Random(seed), 0
+    started.set()
+    for _ in range(turns):
+        number = dice.randrange(1, 4096)
+        path, offset = folder / f"{number % 4}.tar", number * PIECE
+        piece = number.to_bytes(4, "big") * (PIECE // 4)
+        kept = cache.open_range(path, offset, PIECE) if path.exists() else b""
+        if kept.strip(bytes(1)):
+            wrong += kept != piece
+        else:
+            cache.put(path, offset, piece)
+    sys.exit(wrong > 0)
 
 
 def used(place: Path) -> int:
@@ -133,24 +129,25 @@ def test_no_room_no_right_to_write_and_no_cache(tmp_path: Path, monkeypatch: pyt
 
 def test_many_processes_one_killed(tmp_path: Path) -> None:
     """Four that fill 16 MiB of ranges into a cache of 4, one of them killed at work."""
-    mine = a_set(tmp_path / "mine", time.time())
-
-    def start(seed: int, turns: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", CHILD, str(mine), str(LIMIT), str(seed), str(turns)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-    others = [start(seed, 8_000) for seed in range(3)]
-    with start(9, 10**9) as killed:
-        assert killed.stdout is not None and killed.stdout.readline() == "filling\n"
-        most = 0
-        while any(other.poll() is None for other in others):
-            most = max(most, used(mine))
-            time.sleep(0.01)
-        killed.kill()
-    assert [other.communicate()[0].split()[-1] for other in others] == ["0", "0", "0"], "nothing wrong was read"
+    mine, fork = a_set(tmp_path / "mine", time.time()), multiprocessing.get_context("fork")
+    started = fork.Event()
+    others = [fork.Process(target=work, args=(mine, seed, 8000, fork.Event())) for seed in range(3)]
+    killed = fork.Process(target=work, args=(mine, 9, 10**9, started))
+    for process in (*others, killed):
+        process.start()
+    most = 0
+    while any(other.is_alive() for other in others):
+        most = max(most, used(mine))
+        time.sleep(0.01)
+    assert started.is_set() and killed.is_alive()
+    killed.kill()
+    killed.join()
+    assert [other.exitcode for other in others] == [0, 0, 0], "something wrong was read"
     assert 0.5 * LIMIT < used(mine) <= most <= LIMIT
-    again = start(4, 2000)
-    assert again.communicate(timeout=60)[0].split()[-1] == "0" and used(mine) <= LIMIT, "no lock was left"
+    again = fork.Process(target=work, args=(mine, 4, 2000, started))
+    again.start()
+    again.join(60)
+    assert again.exitcode == 0 and used(mine) <= LIMIT, "no lock was left"
 
 
 def test_what_is_kept_is_not_believed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,14 @@ def test_the_same_batches_as_from_a_folder(
     assert far.fingerprint() == local.fingerprint() and far.name == local.name
     assert far.url == far.place == f"{store.url}/shards"
     assert same(read(far, workers), wanted)
+
+
+def test_dali_reads_them_too(store: HttpStore, made: Path) -> None:
+    got = []
+    for manifest in (shards(made / "shards"), shards(f"{store.url}/shards")):
+        with closing(open_stream("dali", manifest, Plan(manifest.rows("train"), 3, seed=1), 1)) as stream:
+            got.append([batch.images for batch in stream.epoch(2)])
+    assert same(*got) and store.asked.count(f"/shards/{TAR}") == 7
 
 
 @pytest.mark.parametrize("workers", [0, 2])
