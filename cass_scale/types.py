@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What every stream yields. The tensors lie on the training device; the caller owns their memory."""
 
-    images: Tensor  # uint8 [B, 3, H, W]; from 16-bit sources uint16 [B, 3, H, W]
+    images: Tensor  # uint8 [B, 3, H, W]; of a set of 16 bit uint16, its window stretched over 0..65535
     index: Tensor  # type: ignore[assignment]  # int64 [B]: row of the manifest, the same in every backend
     group: Tensor | None = None  # int64 [B]: patient or lesion
     label: Tensor | None = None  # int64 [B], or float32 [B, C] of 0/1 for multi-label; never read in pretraining

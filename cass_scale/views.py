@@ -198,7 +198,7 @@ def _apply_kind(
 def _prepare(images: Tensor, crop: Crop) -> Tensor:
     """uint16 as float32 in 0..1; a large source so small that a middle crop meets `size` pixel for pixel."""
     if images.dtype == torch.uint16:
-        images = images.float() / 65535
+        images = to_unit(images)
     middle = (crop.scale[0] * crop.scale[1]) ** 0.25  # side of the crop of geometric mean area
     goal = round(crop.size / middle)
     height, width = (goal if n > SHRINK_ABOVE * goal else n for n in images.shape[2:])

@@ -34,6 +34,9 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "deepspeed": None,
     "h5py": None,
     "medmnist": None,
+    "pydicom": None,
+    "nibabel": None,
+    "openslide": None,
 }
 WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
@@ -16,10 +17,10 @@ import torch
 
 from cass_scale.data.ahead import in_order, threads
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
+from cass_scale.data.index import MANIFEST, SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256, shard_name
 from cass_scale.data.layouts import SHARDS
 from cass_scale.data.manifest import Manifest, replacing
-from cass_scale.data.shards import MANIFEST, shard_name
+from cass_scale.data.parts import plain
 from cass_scale.data.shrink import Encoded, Recipe, shrink
 from cass_scale.data.stream import Source, gone_bad
 from cass_scale.errors import ConfigError, DataError
@@ -58,9 +59,15 @@ class Conversion:
         """Where its index lies; it is written last, so a shard with an index is whole."""
         return self.out / f"{shard_name(shard)}{SUFFIX}"
 
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether every image is passed on as it is."""
+        return self.recipe.size is None and all(map(plain, self.manifest.keys))
+
     def head(self) -> JSON:
         """All that decides the bytes."""
         recipe = asdict(self.recipe)
+        versions = {"Pillow": PIL.__version__, "torch": torch.__version__, "zlib": zlib.ZLIB_RUNTIME_VERSION}
         return {
             "schema": SCHEMA,
             "format": "webdataset",
@@ -68,9 +75,7 @@ class Conversion:
             "samples_per_shard": self.per_shard,
             **(recipe if self.recipe.size else {"size": None}),
             "source": self.manifest.fingerprint(),
-            "encoder": f"Pillow {PIL.__version__}, torch {torch.__version__}"
-            if self.recipe.size
-            else None,  # versions differ in bytes
+            "encoder": None if self.keeps_bytes else versions,  # they differ in bytes
         }
 
     def encode(self, row: int) -> Encoded:
@@ -78,7 +83,7 @@ class Conversion:
         try:
             data = self.source.read(row)
             if hashlib.sha256(data).hexdigest() == self.manifest.sha256[row]:
-                return shrink(data, self.recipe)
+                return shrink(data, self.recipe, repack=not plain(self.manifest.keys[row]))
         except BadImage as error:
             raise DataError(gone_bad(self.source, row, error)) from error
         raise DataError(f"{self.source.name(row)} has changed since it was scanned; convert into a new folder")
@@ -126,7 +131,7 @@ def estimate(job: Conversion, todo: Sequence[int]) -> int:
     """Bytes that the shards `todo` will take: counted when images keep their bytes, else drawn from some of them."""
     rows = [row for shard in todo for row in job.rows(shard)]
     sizes = job.manifest.sizes
-    if job.recipe.size is None:
+    if job.keeps_bytes:
         images = sum(_padded(sizes[row]) for row in rows)
     else:
         some = rows[:: max(1, len(rows) // PROBED)]
@@ -178,7 +183,8 @@ def _write_shard(job: Conversion, shard: int, images: Iterator[Encoded], progres
             raw.flush()
             os.fsync(raw.fileno())
         size, digest = temporary.stat().st_size, file_sha256(temporary)
-    ShardIndex(job.tar(shard).name, size, digest, tuple(samples)).write(job.index(shard))
+    depth = job.manifest.depth
+    ShardIndex(job.tar(shard).name, size, digest, tuple(samples), depth=depth).write(job.index(shard))
 
 
 def _add_sample(tar: tarfile.TarFile, manifest: Manifest, row: int, image: Encoded) -> Sample:
@@ -203,7 +209,7 @@ def _manifest(job: Conversion) -> Manifest:
     columns = [(sample.sha256, sample.length) for index in found for sample in index.samples]
     recipe, notes = job.recipe, list(job.manifest.notes)
     if recipe.size is not None:
-        kind = "PNG" if recipe.quality is None else f"JPEG {recipe.quality}"
+        kind = "PNG" if recipe.quality is None or job.manifest.depth > 8 else f"JPEG {recipe.quality}"
         notes.append(f"images over {recipe.size} px were brought to {recipe.size} px ({recipe.resize}, {kind})")
     return replace(
         job.manifest,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cass_scale.data.ahead import in_order, threads
-from cass_scale.data.decode import BadImage, decode, plain
+from cass_scale.data.decode import BadImage, decode, unambiguous
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.stream import Fields, gone_bad
@@ -90,7 +90,7 @@ class DaliStream:
             except BadImage as error:
                 raise DataError(gone_bad(self.source, row, error)) from error
             # Of an image that was cut off since, nvJPEG would make a picture.
-            if len(data) == self._lengths[row] and plain(data):
+            if len(data) == self._lengths[row] and unambiguous(data):
                 read.encoded[place] = data
             else:
                 read.images[place] = self._ours(row, data)

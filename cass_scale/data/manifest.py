@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cass_scale.data.window import Window
 from cass_scale.errors import DataError
 from cass_scale.types import JSON
 
@@ -53,6 +54,8 @@ class Manifest:
     notes: tuple[str, ...] = ()
     tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
     url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
+    depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
+    window: Window | None = None  # what of 16 bits is shown; None: as each format has it
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.groups, self.splits, self.sha256, self.sizes)
@@ -120,6 +123,8 @@ class Manifest:
             "synthetic": self.synthetic,
             "notes": self.notes,
             "bad": [[b.key, b.why] for b in self.bad],
+            "depth": self.depth,
+            "window": self.window,
         }
         with replacing(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             f.write(f"# {json.dumps(head)}\n")
@@ -169,6 +174,8 @@ def _from_rows(head: JSON, rows: Iterable[list[str]]) -> Manifest:
         bad=tuple(Bad(key, why) for key, why in head["bad"]),
         synthetic=head["synthetic"],
         notes=tuple(head["notes"]),
+        depth=head.get("depth", 8),  # manifests written before there was 16 bit
+        window=Window(*head["window"]) if head.get("window") else None,
     )
 
 

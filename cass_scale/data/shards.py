@@ -6,35 +6,31 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
+from cass_scale.data.index import MANIFEST, SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256, parse_header, shard_name
 from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
-from cass_scale.data.manifest import Bad, Manifest, replacing
+from cass_scale.data.manifest import Bad, Manifest
+from cass_scale.data.mirror import mirror, read_own
 from cass_scale.data.ranges import LocalRanges, read_checked
-from cass_scale.data.remote import NotThere, check, fetch, public
-from cass_scale.data.scan import Checked, judge, refuse_too_many, spread
-from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble
+from cass_scale.data.remote import public
+from cass_scale.data.scan import Checked, chunks, judge, refuse_too_many, spread
+from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble, shown_by
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
+from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
 from cass_scale.words import is_url
 
-MANIFEST = "manifest.csv"
 REMEDY = "draw a split of the images that the shards were made from (`cass-scale split`), and make the shards again"
-HEADER_BYTES = 1 << 20  # more than any header has
-FRONT_BYTES = 128  # of a manifest: schema, fingerprint and name
-COPIES = 16  # files fetched at a time
-Read = TypeVar("Read")
 
 
 def shards(
@@ -45,6 +41,7 @@ def shards(
     seed: int = 0,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Manifest:
     """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
 
@@ -60,93 +57,24 @@ def shards(
     if (root / SHARDS).is_file():
         if not url:
             read_header(root)
-        found = _read(root / MANIFEST, Manifest.read, url)
-        return replace(found, root=root, name=name or found.name, tars=True, url=url)
+        found = read_own(root / MANIFEST, Manifest.read, url)
+        found = replace(found, root=root, name=name or found.name, tars=True, url=url)
+        return shown_by(found, read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return shown_by(found, read_window(window))
 
 
 def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
-        head = _header((root / SHARDS).read_bytes(), root / SHARDS)
+        head = parse_header((root / SHARDS).read_bytes(), root / SHARDS)
     except OSError as error:
         raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
     if not (root / MANIFEST).is_file():
         done = f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']}"
         raise DataError(f"data.path={root}: {done} shards are made; finish with the same `cass-scale shard` command")
     return head
-
-
-def _header(data: bytes, place: object) -> JSON:
-    try:
-        head: JSON = json.loads(data)
-        head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
-        if min(head["shards"], head["samples_per_shard"]) < 1:
-            raise ValueError("a number in it is not positive")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} is no header of shards ({error}); make the shards again") from error
-    return head
-
-
-def mirror(url: str) -> Path:
-    """Header, manifest and indexes of the shards at `url`, copied into the cache folder once; the tars stay there.
-
-    The header and the front of the manifest, which has the fingerprint, are asked for every time: other shards at
-    the same URL are another copy. Raises DataError and ConfigError.
-    """
-    check(url)
-    try:
-        head = fetch(url, SHARDS, 0, HEADER_BYTES, first=True)
-    except NotThere as error:
-        raise DataError(
-            f"{error} Shards of other tools are not indexed from afar, which would read all of them: where they lie, "
-            "run `cass-scale shard source=DIR out=SHARDS` once"
-        ) from None
-    number = _header(head, f"{url}/{SHARDS}")["shards"]
-    fetch(url, SHARDS, 1, 1)  # refuses a server that cannot send a part, before it is asked for one of a tar
-    content = f"{SCHEMA} {url}\n".encode() + head + fetch(url, MANIFEST, 0, FRONT_BYTES)
-
-    def fill(folder: Path) -> None:
-        (folder / SHARDS).write_bytes(head)
-        _copy(folder / MANIFEST, Manifest.read, url)
-        paths = (folder / f"{shard_name(i)}{SUFFIX}" for i in range(number))
-        with ThreadPoolExecutor(COPIES) as pool:
-            list(pool.map(lambda path: _copy(path, ShardIndex.read, url), paths))
-
-    place = make_once(cache_folder() / "remote" / hashlib.sha256(content).hexdigest()[:32], fill)
-    header = place / SHARDS
-    if not header.is_file() or header.read_bytes() != head:  # a copy may rot, or be empty after a power cut
-        with replacing(header) as temporary:
-            temporary.write_bytes(head)
-    return place
-
-
-def _read(path: Path, read: Callable[[Path], Read], url: str) -> Read:
-    """A small file of a set, which holds its own checksum; a copy that is spoilt is fetched again."""
-    try:
-        return read(path)
-    except DataError:
-        if not url:
-            raise
-    return _copy(path, read, url)
-
-
-def _copy(path: Path, read: Callable[[Path], Read], url: str, *, again: bool = True) -> Read:
-    with replacing(path) as temporary:
-        temporary.write_bytes(fetch(url, path.name))
-    try:
-        return read(path)
-    except DataError as error:
-        if again:
-            return _copy(path, read, url, again=False)
-        raise DataError(f"{url}/{path.name} is broken: copy the shards again, or make them again") from error
-
-
-def shard_name(number: int) -> str:
-    """Without extension."""
-    return f"shard-{number:06d}"
 
 
 def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterator[ShardIndex]:
@@ -157,13 +85,13 @@ def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterato
     if (root / SHARDS).is_file():
         for number in range(read_header(root)["shards"]):
             path = root / f"{shard_name(number)}{SUFFIX}"
-            index = _read(path, ShardIndex.read, url)
+            index = read_own(path, ShardIndex.read, url)
             if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
                 raise DataError(f"{path} is the index of {index.tar!r}; make the shards again")
             yield index
         return
     tars = _tars(root)
-    digest = hashlib.sha256(json.dumps([SCHEMA, str(root)]).encode())
+    digest = hashlib.sha256(json.dumps([SCHEMA, "depth", str(root)]).encode())
     for tar in tars:
         stat = tar.stat()
         digest.update(f"{tar.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -197,7 +125,7 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     elif not all(splits):
         splits = [s or "train" for s in splits]
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
-    checked = [Checked(s.sha256, s.length, "") for _, s in rows]
+    checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
     return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
 
@@ -208,12 +136,13 @@ def survey(
     name: str | None = None,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Survey:
     """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError, ConfigError."""
     if is_url(path):
         raise ConfigError(f"data.path={path}: every byte of the set would be read; copy the shards to a folder first")
     root = Path(path).expanduser().absolute()
-    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers, window=window)
     return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
 
 
@@ -275,12 +204,12 @@ def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | Non
 
     def check(sample: Sample) -> Checked:
         try:
-            return judge(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
+            return judge(sample.key, read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
         except BadImage as error:
-            return Checked("", 0, str(error))
+            return Checked(sample.key, "", 0, str(error))
 
     looks, damaged = {}, [] if whole else [Bad(index.tar, what)]
-    for row, sample, one in zip(rows, index.samples, spread(check, index.samples, workers), strict=True):
+    for row, sample, one in zip(rows, index.samples, spread(check, chunks(index.samples), workers), strict=True):
         if one.look is not None:
             looks[row] = one.look
         else:

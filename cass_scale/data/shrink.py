@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cass_scale.data.decode import FORMATS, load, resize
+from cass_scale.data import png
+from cass_scale.data.decode import FORMATS, is_dicom, load, resize, resize_deep
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
 Resize = Literal["short", "square"]
@@ -19,8 +20,9 @@ Resize = Literal["short", "square"]
 class Recipe:
     """`short` brings the shorter side to `size` and never enlarges; `square` squashes to size x size.
 
-    What already fits keeps its bytes, and so does everything when `size` is None. The rest becomes JPEG of
-    that quality with colour at full resolution, or PNG when `quality` is None. Grey stays grey.
+    What already fits keeps its bytes, and so does every image file when `size` is None. The rest becomes
+    JPEG of that quality with colour at full resolution, or PNG when `quality` or `size` is None. Grey stays
+    grey, and 16 bit becomes PNG of 16 bit.
     """
 
     size: int | None
@@ -35,16 +37,22 @@ class Encoded(NamedTuple):
     extension: str
 
 
-def shrink(data: bytes, recipe: Recipe) -> Encoded:
-    """The same bytes for the same bytes, with one version of Pillow and torch. Raises BadImage."""
+def shrink(data: bytes, recipe: Recipe, *, repack: bool = False) -> Encoded:
+    """The same bytes for the same bytes, with one version of Pillow, torch and zlib. Raises BadImage.
+
+    DICOM never keeps its bytes, which name a patient; with `repack` this does not either, whatever it is.
+    """
     extension, shape = _header(data)
-    if recipe.size is None or (shape and _target(shape, recipe.size, recipe.resize) == shape):
+    if not (repack or is_dicom(data)) and (recipe.size is None or (shape and _target(shape, recipe) == shape)):
         return Encoded(data, extension)
     image = load(data, recipe.size)
-    target = _target(image.size, recipe.size, recipe.resize)
+    if not isinstance(image, Image.Image):
+        deep = resize_deep(image, _target((image.shape[1], image.shape[0]), recipe))
+        return Encoded(png.encode(deep, packed=True), "png")
+    target = _target(image.size, recipe)
     if target != image.size:
         image = Image.fromarray(resize(np.array(image), *target))
-    return _encode(_grey_if_grey(image), recipe.quality)
+    return _encode(_grey_if_grey(image), recipe.quality if recipe.size else None)
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
@@ -56,12 +64,14 @@ def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
         return "tif", None
 
 
-def _target(shape: tuple[int, int], size: int, resize: Resize) -> tuple[int, int]:
-    if resize == "square":
+def _target(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    size, short = recipe.size, min(shape)
+    if size is None or (recipe.resize == "short" and short <= size):
+        return shape
+    if recipe.resize == "square":
         return size, size
-    short = min(shape)
     width, height = (max(1, round(side * size / short)) for side in shape)
-    return (width, height) if short > size else shape
+    return width, height
 
 
 def _grey_if_grey(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cass_scale import checkpoint, optim
+from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.evaluation.metrics import scores
 from cass_scale.ledger import Todo
@@ -89,7 +90,7 @@ def predict(method: Supervised, stream: Stream, accelerator: Accelerator) -> tup
         for batch in stream.epoch(0):
             labels.append(_label(batch).cpu())
             with accelerator.autocast():
-                outputs.append(method.outputs([batch.images.float() / 255])[method.name].outputs.float().cpu())
+                outputs.append(method.outputs([to_unit(batch.images)])[method.name].outputs.float().cpu())
     method.train(was)
     truth, probability = torch.cat(labels).numpy(), torch.cat(outputs).double().sigmoid()
     if truth.ndim == 1:

@@ -32,6 +32,7 @@ from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
+from cass_scale.verbs.folder import MANIFEST
 from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
@@ -44,7 +45,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     device = choose_device(config["device"])
     resolved = precision.resolve(config["precision"], device)
     console = Console(quiet=call.quiet)
-    manifest: Manifest = build(without(other_data(config) or trained["data"], "noise"))
+    other = other_data(config, trained, folder)
+    manifest: Manifest = build(without(other or trained["data"], "noise"))
     rows, split = held_back(manifest)
     job = Job(config, trained, build, manifest, rows, console)
     counts = f"{len(rows['train'])} images to learn from, {len(rows['test'])} ({split}) held back"
@@ -54,7 +56,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
     place = open_place(device, resolved, project=folder, trackers=[])
     arms = load_arms(config, folder, trained)
-    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other_data(config) else [])])
+    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other else [])])
     name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
     (folder / "evaluate").mkdir(exist_ok=True)
     with lock(folder), warnings.catch_warnings(record=True) as caught:
@@ -153,13 +155,17 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     return folder, trained
 
 
-def other_data(config: JSON) -> JSON | None:
-    """Configuration of another set to score on, or None for the run's own."""
+def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
+    """Configuration of another set to score on, cut and shown as the run's own was; None for that one itself."""
     path = config["data"]["path"]
     if not path:
         return None
-    source = "shards.shards" if holds_shards(path) else "sources.folder"
-    return {"_target_": f"cass_scale.data.{source}", "path": path}
+    window = Manifest.read(folder / MANIFEST).window
+    shown: JSON = {"path": path, "window": window.value if window else "auto"}
+    if holds_shards(path):
+        return {"_target_": "cass_scale.data.shards.shards", **shown}
+    cut = {key: trained["data"][key] for key in ("slices", "tiles") if key in trained["data"]}
+    return {"_target_": "cass_scale.data.sources.folder", **shown, **cut}
 
 
 def stream_for(trained: JSON, path: str | None) -> JSON:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cass_scale import encoders, precision, records, rng
 from cass_scale.average import Average
+from cass_scale.colour import to_unit
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
@@ -189,8 +190,8 @@ def observer(
     images, index = wire.probe_images(config, build, manifest, some, place)
     if run.main:
         samples = make_views(images[:8], views, index[:8], seed=config["seed"], epoch=0)
-        save_grid(run.folder / "samples.png", [images[:8].float() / 255, *samples])
-    monitor = Monitor(images.float() / 255)
+        save_grid(run.folder / "samples.png", [to_unit(images[:8]), *samples])
+    monitor = Monitor(to_unit(images))
 
     def arms(view: Tensor) -> dict[str, ArmOutput]:
         with place.accelerator.autocast():

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cass_scale import encoders
+from cass_scale.data.window import read_window
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
-from cass_scale.errors import Problems
+from cass_scale.errors import ConfigError, Problems
 from cass_scale.types import JSON
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -50,6 +52,13 @@ def _list_of(rule: Rule) -> Rule:
     return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
 
 
+def _is_window(value: Any) -> bool:
+    with suppress(ConfigError):
+        read_window(value)
+        return True
+    return False
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -57,6 +66,7 @@ DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf3
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DATA: dict[str, Rule] = {
+    "data.path": TEXT,
     "data.name": _or_null(TEXT),
     "data.noise": BOOL,
     "data.images": _whole(14),
@@ -66,6 +76,15 @@ DATA: dict[str, Rule] = {
     "data.counts": _choice("check", "note"),
     "data.layout.uncertain": _choice("zeros", "ones", "ignore"),
     "data.layout.size": (lambda v: v in (28, 64, 128, 224), "28, 64, 128 or 224"),
+    "data.window": (_is_window, "auto, two values as [100,3000] or two percentiles as [1%,99%]"),
+    "data.groups": _choice("auto", "dicom"),
+    "data.slices.axis": _choice("x", "y", "z"),
+    "data.slices.stride": _whole(1),
+    "data.tiles.size": _whole(16),
+    "data.tiles.level": _whole(0),
+    "data.tiles.mpp": _or_null(POSITIVE),
+    "data.tiles.tissue": _number(0, 1),
+    "data.tiles.tiff": BOOL,
 }
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
@@ -104,7 +123,6 @@ PRETRAIN: dict[str, Rule] = {
     "swa.start": _number(0, 1),
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
-    "data.path": TEXT,
     **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),

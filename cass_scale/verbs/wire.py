@@ -27,6 +27,7 @@ from cass_scale.run import Run
 from cass_scale.types import JSON, Stream
 
 Build = Callable[..., Any]
+DEEP = ("folder", "webdataset")  # streams that keep 16 bit
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
 PACKAGES = (
     "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
@@ -134,7 +135,16 @@ def open_stream(
     keep: bool = True,
     **extra: Any,
 ) -> Stream:
-    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can."""
+    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can.
+
+    Raises ConfigError when it would cut 16 bit to 8.
+    """
+    kind = stream["_target_"].split(".")[-2]
+    if manifest.depth > 8 and kind not in DEEP:
+        raise ConfigError(
+            f"stream={kind} has 8 bit per channel, the images of {manifest.name} have 16; use stream="
+            f"{' or stream='.join(DEEP)}"
+        )
     node = stream | {"workers": workers(stream["workers"])}
     if not keep and "cache_bytes" in node:
         node["cache_bytes"] = 0
@@ -159,7 +169,7 @@ def check_needs(config: JSON, method: Method, stream: Stream) -> None:
 
 
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
+    """Fixed images, uint8 or uint16 [P, 3, S, S], and their ids: the same at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
     node, size = config["stream"] | {"workers": 0}, config["arms"]["image_size"]
     with closing(noisy(config, open_stream(node, build, manifest, few, size, place, keep=False))) as stream:

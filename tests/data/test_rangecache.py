@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from cass_scale.data import rangecache
+from cass_scale.data.mirror import mirror
 from cass_scale.data.rangecache import RangeCache
-from cass_scale.data.shards import mirror, shards
+from cass_scale.data.shards import shards
 from tests.data.stores import http_store
 from tests.data.tars import grouped, sharded
 from tests.data.test_remote import read, same

@@ -21,8 +21,9 @@ import torch
 from cass_scale.data import remote
 from cass_scale.data.index import ShardIndex
 from cass_scale.data.manifest import Manifest
+from cass_scale.data.mirror import mirror
 from cass_scale.data.plan import Plan
-from cass_scale.data.shards import mirror, shards, survey
+from cass_scale.data.shards import shards, survey
 from cass_scale.errors import ConfigError, DataError, MissingExtra
 from tests.data.stores import HttpStore, free_port, http_store
 from tests.data.tars import grouped, open_stream, sharded
