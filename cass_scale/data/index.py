@@ -1,4 +1,4 @@
-"""The files of a set of shards, and their indexes: where each image lies in its tar, its checksum, what is known of it."""
+"""The files of a set of shards, and their indexes: where images lie in their tar, their checksums, what is known."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parse_header(data: bytes, place: object) -> JSON:
         if min(head["shards"], head["samples_per_shard"]) < 1:
             raise ValueError("a number in it is not positive")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{place} is no header of shards ({error}); make the shards again") from error
+        raise DataError(f"{place} cannot be read ({error}); make the shards again") from error
     return head
 
 

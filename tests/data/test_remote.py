@@ -215,7 +215,7 @@ def test_what_is_refused(status: str, store: HttpStore) -> None:
 
 def test_an_answer_that_is_no_header(store: HttpStore) -> None:
     (store.root / "shards/shards.json").write_text("<html>Please log in</html>")
-    assert f"{store.url}/shards/shards.json is no header of shards" in said(f"{store.url}/shards")
+    assert f"{store.url}/shards/shards.json cannot be read (Expecting value" in said(f"{store.url}/shards")
 
 
 @pytest.mark.parametrize(
