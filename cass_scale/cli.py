@@ -51,7 +51,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale split data.path=DIR out=clean.csv",
     ),
     "shard": (
-        "turn a set of images into WebDataset shards",
+        "turn a set of images into WebDataset shards, or a .beton of FFCV",
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "bench": (
@@ -61,7 +61,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
-OF_SHARDS = ("stream=webdataset", "stream=dali")
+OF_SHARDS = {"webdataset": ("stream=webdataset", "stream=dali"), "ffcv": ("stream=ffcv",)}  # what reads shards
 
 
 def config_dir() -> Path:
@@ -161,7 +161,7 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
 
 
 def _imply_source(verb: str, words: list[str]) -> list[str]:
-    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
+    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds some, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
     if verb == "bench":
@@ -169,15 +169,19 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
-    implied = []
+    implied, kind = [], _shard_format(paths[0]) if paths else None
     if paths and "data" not in named:
-        from cass_scale.data.layouts import holds_shards  # decoders are loaded by verbs that need data
-
-        named["data"] = "shards" if holds_shards(paths[0]) else "folder"
+        named["data"] = "shards" if kind else "folder"
         implied.append(f"data={named['data']}")
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
-        implied.append("stream=webdataset")
+        implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
+
+
+def _shard_format(path: str) -> str | None:
+    from cass_scale.data.layouts import shard_format  # decoders are loaded by verbs that need data
+
+    return shard_format(path)
 
 
 def _compose(verb: str, lines: list[str]) -> DictConfig:
@@ -284,8 +288,10 @@ def _contradictions(overrides: list[Override]) -> list[str]:
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
     if path and seen.get("data") == "data=folder" and is_url(path.partition("=")[2].strip("'\"")):
         problems.append(f"data=folder cannot read {path}: a URL is that of shards; drop data=folder")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
+    if chosen == "data=shards":
+        able = OF_SHARDS[_shard_format(path.partition("=")[2].strip("'\"")) or "webdataset" if path else "webdataset"]
+        if seen.get("stream", able[0]) not in able:
+            problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(able)}")
     return problems
 
 

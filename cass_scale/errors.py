@@ -61,11 +61,14 @@ class Collapsed(CassScaleError):
     """`train.on_collapse=stop` met a collapse; the run's record holds the evidence."""
 
 
+SYSTEM_PACKAGES = {"ffcv": "libopencv-dev libturbojpeg0-dev pkg-config"}  # Debian's, by the extra that needs them
+
+
 class MissingExtra(ConfigError):
     """An optional package is not installed: names the extra, the pip line and the system packages."""
 
-    def __init__(self, package: str, extra: str, needed_for: str, system: str = "") -> None:
-        first = f" (first `apt-get install {system}`)" if system else ""
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        first = f" (first `apt-get install {SYSTEM_PACKAGES[extra]}`)" if extra in SYSTEM_PACKAGES else ""
         super().__init__(f"{needed_for} needs the package {package}: `pip install 'cass-scale[{extra}]'`{first}")
 
 

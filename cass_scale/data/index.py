@@ -17,7 +17,6 @@ from cass_scale.types import JSON
 
 SCHEMA = 1
 SUFFIX = ".index"
-MANIFEST = "manifest.csv"
 
 
 def shard_name(number: int) -> str:
@@ -29,9 +28,10 @@ def parse_header(data: bytes, place: object) -> JSON:
     """What `shards.json` holds; `place` is for the DataError where it is broken."""
     try:
         head: JSON = json.loads(data)
-        head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
-        if min(head["shards"], head["samples_per_shard"]) < 1:
-            raise ValueError("a number in it is not positive")
+        if head["format"] != "ffcv":
+            head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+            if min(head["shards"], head["samples_per_shard"]) < 1:
+                raise ValueError("a number in it is not positive")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} cannot be read ({error}); make the shards again") from error
     return head

@@ -19,6 +19,8 @@ Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes,
 
 CSV = "labels.csv"
 SHARDS = "shards.json"  # marks a folder as written by `cass-scale shard`
+MANIFEST = "manifest.csv"  # lies beside it
+BETON, MADE = "images.beton", "made"  # what such a folder holds in place of tars; the key of shards.json about it
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -72,19 +74,19 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def holds_shards(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a set of shards: any URL, else a folder with ours, or with tars and no image or folder beside."""
+def shard_format(path: str | os.PathLike[str]) -> Literal["webdataset", "ffcv"] | None:
+    """How a place holds images as a set of shards: any URL, ours, or tars with no image and no folder beside them."""
     if is_url(path):
-        return True
+        return "webdataset"
     root = Path(path).expanduser()
     if (root / SHARDS).is_file():
-        return True
+        return "ffcv" if (root / BETON).is_file() else "webdataset"
     try:
         there = [p for p in root.iterdir() if not p.name.startswith(".")]
     except OSError:
-        return False
+        return None
     tars = any(p.suffix == ".tar" for p in there)
-    return tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there)
+    return "webdataset" if tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there) else None
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

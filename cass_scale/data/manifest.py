@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    stored: Literal["files", "tars", "beton"] = "files"  # how they lie in `root`; known from the place, not written
     tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
     url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
     depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
@@ -144,7 +146,7 @@ class Manifest:
             raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(f"{path} is no manifest of schema {SCHEMA} ({error}); make it again") from error
-        if found.fingerprint() != head["fingerprint"]:
+        if found.fingerprint() != head.get("fingerprint"):
             raise DataError(f"{path} is cut off or changed: its rows do not match its header; make it again")
         return found
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cass_scale.data.cache import make_once
-from cass_scale.data.index import MANIFEST, SCHEMA, SUFFIX, ShardIndex, parse_header, shard_name
-from cass_scale.data.layouts import SHARDS
+from cass_scale.data.index import SCHEMA, SUFFIX, ShardIndex, parse_header, shard_name
+from cass_scale.data.layouts import MANIFEST, SHARDS
 from cass_scale.data.manifest import Manifest, replacing
 from cass_scale.data.remote import NotThere, check, fetch
 from cass_scale.errors import DataError
@@ -36,14 +36,18 @@ def mirror(url: str) -> Path:
             f"{error} Shards of other tools are not indexed from afar, which would read all of them: where they lie, "
             "run `cass-scale shard source=DIR out=SHARDS` once"
         ) from None
-    number = parse_header(head, f"{url}/{SHARDS}")["shards"]
+    known = parse_header(head, f"{url}/{SHARDS}")
+    if known["format"] == "ffcv":
+        raise DataError(
+            f"data.path={url} holds a beton, which is read from a folder only: copy it to one, or make tars"
+        )
     fetch(url, SHARDS, 1, 1)  # refuses a server that cannot send a part, before it is asked for one of a tar
     content = f"{SCHEMA} {url}\n".encode() + head + fetch(url, MANIFEST, 0, FRONT_BYTES)
 
     def fill(folder: Path) -> None:
         (folder / SHARDS).write_bytes(head)
         _copy(folder / MANIFEST, Manifest.read, url)
-        paths = (folder / f"{shard_name(i)}{SUFFIX}" for i in range(number))
+        paths = (folder / f"{shard_name(i)}{SUFFIX}" for i in range(known["shards"]))
         with ThreadPoolExecutor(COPIES) as pool:
             list(pool.map(lambda path: _copy(path, ShardIndex.read, url), paths))
 

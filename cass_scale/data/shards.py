@@ -1,4 +1,4 @@
-"""Where images come from when they lie in tars: sets made by `cass-scale shard`, here or at a URL, and foreign ones."""
+"""Where images come from when they lie in shards: sets made by `cass-scale shard`, also at a URL, and foreign tars."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from cass_scale.data.betons import check_beton, look_at_beton
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import MANIFEST, SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256, parse_header, shard_name
-from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
+from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256, parse_header, shard_name
+from cass_scale.data.layouts import MADE, MANIFEST, SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
 from cass_scale.data.mirror import mirror, read_own
@@ -43,7 +44,7 @@ def shards(
     workers: int | None = None,
     window: Any = "auto",
 ) -> Manifest:
-    """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
+    """The manifest of a set of shards: for our own the one that lies there, for foreign tars by these options.
 
     At a URL it must be one of our own; what is small of it is copied into the cache folder once (see `mirror`).
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
@@ -55,14 +56,20 @@ def shards(
     url = public(os.fspath(path)) if is_url(path) else ""
     root = mirror(url) if url else Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        if not url:
-            read_header(root)
-        found = read_own(root / MANIFEST, Manifest.read, url)
-        found = replace(found, root=root, name=name or found.name, tars=True, url=url)
+        found = _own(root, name, url)
+        if found.stored == "beton":
+            check_beton(found, read_header(root))
         return shown_by(found, read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
     return shown_by(found, read_window(window))
+
+
+def _own(root: Path, name: str | None, url: str = "") -> Manifest:
+    """That of a set made here, which is not looked at. `url`: where the tars lie when `root` is a mirror."""
+    stored: Literal["tars", "beton"] = "tars" if url or read_header(root)["format"] != "ffcv" else "beton"
+    found = read_own(root / MANIFEST, Manifest.read, url)
+    return replace(found, root=root, name=name or found.name, stored=stored, url=url)
 
 
 def read_header(root: Path) -> JSON:
@@ -71,9 +78,12 @@ def read_header(root: Path) -> JSON:
         head = parse_header((root / SHARDS).read_bytes(), root / SHARDS)
     except OSError as error:
         raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
-    if not (root / MANIFEST).is_file():
-        done = f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']}"
-        raise DataError(f"data.path={root}: {done} shards are made; finish with the same `cass-scale shard` command")
+    if head["format"] == "ffcv":
+        whole, what = MADE in head, "the beton is not whole"
+    else:
+        whole, what = True, f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']} shards are made"
+    if not whole or not (root / MANIFEST).is_file():
+        raise DataError(f"data.path={root}: {what}; finish with the same `cass-scale shard` command")
     return head
 
 
@@ -83,7 +93,10 @@ def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterato
     Those of foreign tars are made when first asked for.
     """
     if (root / SHARDS).is_file():
-        for number in range(read_header(root)["shards"]):
+        head = read_header(root)
+        if head["format"] != "webdataset":
+            raise DataError(f"data.path={root} holds a beton, no tars: only stream=ffcv reads it")
+        for number in range(head["shards"]):
             path = root / f"{shard_name(number)}{SUFFIX}"
             index = read_own(path, ShardIndex.read, url)
             if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
@@ -127,7 +140,7 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
     checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
-    return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
+    return replace(made, bad=tuple(bad for index in found for bad in index.bad), stored="tars")
 
 
 def survey(
@@ -142,12 +155,28 @@ def survey(
     if is_url(path):
         raise ConfigError(f"data.path={path}: every byte of the set would be read; copy the shards to a folder first")
     root = Path(path).expanduser().absolute()
-    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers, window=window)
+    own = (root / SHARDS).is_file()
+    manifest = _own(root, name) if own else shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    manifest = shown_by(manifest, read_window(window))
     return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
 
 
 def _examine(manifest: Manifest, workers: int | None) -> Examined:
     """Images that cannot be read any more are no rows; all damage is listed, by shard and image."""
+    if manifest.stored == "beton":
+        looks, damaged = look_at_beton(manifest, read_header(manifest.root), workers)
+    else:
+        looks, damaged = _hold_tars(manifest, workers)
+    notes = manifest.notes
+    if (manifest.root / SHARDS).is_file() and manifest.bad:
+        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
+        manifest = replace(manifest, bad=())
+    made = replace(manifest.take(list(looks)), notes=notes)
+    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+
+
+def _hold_tars(manifest: Manifest, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
+    """The looks of good images by row, and what is damaged."""
     looks: dict[int, Look] = {}
     damaged: list[Bad] = []
     for rows, file, index in _parts(manifest):
@@ -159,12 +188,7 @@ def _examine(manifest: Manifest, workers: int | None) -> Examined:
             found, wrong = _hold(manifest, rows, index, workers)
             looks |= found
             damaged += wrong
-    notes = manifest.notes
-    if (manifest.root / SHARDS).is_file() and manifest.bad:
-        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
-        manifest = replace(manifest, bad=())
-    made = replace(manifest.take(list(looks)), notes=notes)
-    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+    return looks, damaged
 
 
 def _parts(manifest: Manifest) -> Iterator[tuple[range, str, ShardIndex | Bad]]:

@@ -22,7 +22,7 @@ from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
 from cass_scale.data.window import stretch
 from cass_scale.errors import DataError
-from cass_scale.types import Batch
+from cass_scale.types import Batch, Stream
 
 CACHE_BYTES = 2 << 30  # decoding a small set anew every epoch is waste
 
@@ -104,7 +104,7 @@ class PlanStream:
             multiprocessing_context="fork" if fork and workers else None,
             generator=torch.Generator(),  # else each epoch draws from the global state: resume would differ
         )
-        _open.add(self)
+        close_at_exit(self)
 
     @property
     def cached(self) -> bool:
@@ -221,7 +221,12 @@ def _signals_held() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, of_children)
 
 
-_open: weakref.WeakSet[PlanStream] = weakref.WeakSet()
+_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def close_at_exit(stream: Stream) -> None:
+    """See to it that what works for the stream in the background ends before the interpreter does."""
+    _open.add(stream)
 
 
 @atexit.register

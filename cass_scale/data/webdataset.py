@@ -36,8 +36,8 @@ class WebDatasetStream(PlanStream):
 
 
 def source_of(manifest: Manifest, remote_cache_bytes: int = 0) -> Source:
-    """The images of a manifest wherever they lie, for what reads files and tars alike."""
-    return Shards(manifest, remote_cache_bytes) if manifest.tars else Files(manifest)
+    """The images of a manifest wherever they lie, for what reads files and tars alike. Raises DataError for a beton."""
+    return Files(manifest) if manifest.stored == "files" else Shards(manifest, remote_cache_bytes)
 
 
 class Shards:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
 from cass_scale.console import Console
-from cass_scale.data.layouts import holds_shards
+from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
@@ -162,7 +162,7 @@ def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
         return None
     window = Manifest.read(folder / MANIFEST).window
     shown: JSON = {"path": path, "window": window.value if window else "auto"}
-    if holds_shards(path):
+    if shard_format(path):
         return {"_target_": "cass_scale.data.shards.shards", **shown}
     cut = {key: trained["data"][key] for key in ("slices", "tiles") if key in trained["data"]}
     return {"_target_": "cass_scale.data.sources.folder", **shown, **cut}
@@ -170,10 +170,14 @@ def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
 
 def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
-    if path is None or trained["_target_"].endswith(".DaliStream"):  # which reads files and shards
+    if path is None:
         return trained
-    kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
-    return {key: trained[key] for key in ("workers", "cache_bytes")} | {"_target_": f"cass_scale.data.{kind}"}
+    if trained["_target_"].endswith(".DaliStream") and shard_format(path) != "ffcv":  # it reads files and tars
+        return trained
+    kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
+    kind = shard_format(path)
+    keys = ("workers",) if kind == "ffcv" else ("workers", "cache_bytes")
+    return {key: trained[key] for key in keys if key in trained} | {"_target_": f"cass_scale.data.{kinds[kind]}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:

@@ -164,9 +164,11 @@ VERIFY: dict[str, Rule] = {
     "seed": _whole(0),
 }
 SHARD: dict[str, Rule] = {
-    "format": _choice("webdataset"),
+    "format": _choice("webdataset", "ffcv"),
+    "mode": _choice("auto", "raw", "jpg", "mixed"),
+    "jpg_share": _number(0, 1),
     "size": _or_null(_whole(16)),
-    "resize": _choice("short", "square"),
+    "resize": _choice("auto", "short", "square"),
     "quality": _or_null(
         (lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 100, "a whole number from 1 to 100")
     ),

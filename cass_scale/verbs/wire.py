@@ -31,7 +31,7 @@ DEEP = ("folder", "webdataset")  # streams that keep 16 bit
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
 PACKAGES = (
     "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
-    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda130", "ffcv",
 )  # fmt: skip
 
 

@@ -218,6 +218,11 @@ def test_an_answer_that_is_no_header(store: HttpStore) -> None:
     assert f"{store.url}/shards/shards.json cannot be read (Expecting value" in said(f"{store.url}/shards")
 
 
+def test_a_beton_is_read_from_a_folder_only(store: HttpStore) -> None:
+    (store.root / "shards/shards.json").write_text('{"format": "ffcv"}')
+    assert "holds a beton, which is read from a folder only: copy it to one" in said(f"{store.url}/shards")
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [
