@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
-from cass_scale.words import flatten, literal_path
+from cass_scale.words import flatten, is_url, literal_path, redact
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
     "pretrain": (
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
+    sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records it
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # rest: overrides behind an option, which argparse cannot place
     if flags := [word for word in rest if word.startswith("-")]:
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verb is None:
         parser.print_help()
         return EXIT_CONFIG
-    how = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
+    how = Call(_command(arguments), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
         result = run_verb(options.verb, [*options.overrides, *rest], how)
     except (CassScaleError, OSError) as error:
@@ -100,8 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def call(verb: str, overrides: Sequence[str], keys: Mapping[str, Any]) -> JSON:
     """The Python twin: `overrides` as on the command line, `keys` nested dictionaries of the same names."""
     words = [*overrides, *flatten({k: v for k, v in keys.items() if k not in ("dry_run", "quiet")})]
-    flags = Call(shlex.join(["cass-scale", verb, *words]), bool(keys.get("dry_run")), bool(keys.get("quiet")))
+    flags = Call(_command([verb, *words]), bool(keys.get("dry_run")), bool(keys.get("quiet")))
     return run_verb(verb, words, flags)
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command line as records keep it."""
+    return shlex.join(["cass-scale", *map(redact, words)])
 
 
 def run_verb(verb: str, overrides: Sequence[str], flags: Call) -> JSON:
@@ -146,7 +152,12 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
         plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).split("\n")[0]) from error
-    return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    config = {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    if is_url((config.get("data") or {}).get("path") or ""):
+        from cass_scale.data.remote import public
+
+        config["data"]["path"] = public(config["data"]["path"])
+    return config
 
 
 def _imply_source(verb: str, words: list[str]) -> list[str]:
@@ -275,6 +286,8 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
+    if path and seen.get("data") == "data=folder" and is_url(path.partition("=")[2].strip("'\"")):
+        problems.append(f"data=folder cannot read {path}: a URL is that of shards; drop data=folder")
     if chosen == "data=shards":
         able = OF_SHARDS[_shard_format(path.partition("=")[2].strip("'\"")) or "webdataset" if path else "webdataset"]
         if seen.get("stream", able[0]) not in able:

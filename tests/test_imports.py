@@ -30,6 +30,7 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "accelerate": {"cli", "verbs.wire", "train", "checkpoint"},
     "webdataset": None,
     "ffcv": None,
+    "fsspec": None,
     "nvidia": None,
     "deepspeed": None,
     "h5py": None,

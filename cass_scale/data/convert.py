@@ -18,11 +18,10 @@ import torch
 
 from cass_scale.data.ahead import in_order, threads
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256
+from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, check_size, file_sha256, shard_name
 from cass_scale.data.layouts import MADE, MANIFEST, SHARDS
 from cass_scale.data.manifest import Manifest, replacing
 from cass_scale.data.parts import plain
-from cass_scale.data.shards import shard_name
 from cass_scale.data.shrink import Encoded, Recipe, shrink
 from cass_scale.data.stream import Source, gone_bad
 from cass_scale.errors import ConfigError, DataError
@@ -164,6 +163,7 @@ class Conversion:
         return replace(
             self.manifest,
             root=Path("."),  # wherever the shards are moved to
+            url="",
             sha256=tuple(digest for digest, _ in columns),
             sizes=tuple(length for _, length in columns),
             notes=tuple(filter(None, (*self.manifest.notes, self.note()))),

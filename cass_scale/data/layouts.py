@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from cass_scale.data.decode import DICOM_MAGIC
 from cass_scale.data.parts import READ, file_of
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.words import is_url
 
 Labels = Literal["auto", "none", "folders", "csv"]
 Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes, mtime in ns)
@@ -74,7 +75,9 @@ def _is_image(path: Path) -> bool:
 
 
 def shard_format(path: str | os.PathLike[str]) -> Literal["webdataset", "ffcv"] | None:
-    """How a folder holds images as a set of shards: ours, or tars with no image and no folder beside them."""
+    """How a place holds images as a set of shards: any URL, ours, or tars with no image and no folder beside them."""
+    if is_url(path):
+        return "webdataset"
     root = Path(path).expanduser()
     if (root / SHARDS).is_file():
         return "ffcv" if (root / BETON).is_file() else "webdataset"

@@ -54,6 +54,8 @@ class Manifest:
     synthetic: bool = False
     notes: tuple[str, ...] = ()
     stored: Literal["files", "tars", "beton"] = "files"  # how they lie in `root`; known from the place, not written
+    tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
+    url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
     depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
     window: Window | None = None  # what of 16 bits is shown; None: as each format has it
 
@@ -66,6 +68,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def place(self) -> str:
+        """Where a person finds the images: folder or URL."""
+        return self.url or str(self.root)
 
     def rows(self, split: str | None = None) -> Tensor:
         """Ids of one split, or of all samples, ascending: int64 [n]."""
@@ -116,7 +123,7 @@ class Manifest:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint(),
             "name": self.name,
-            "root": str(self.root),
+            "root": self.place,
             "classes": self.classes,
             "multilabel": self.multilabel,
             "synthetic": self.synthetic,

@@ -1,4 +1,4 @@
-"""Where images come from when they lie in shards: sets made by `cass-scale shard`, and anybody's WebDataset tars."""
+"""Where images come from when they lie in shards: sets made by `cass-scale shard`, also at a URL, and foreign tars."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any, Literal
 from cass_scale.data.betons import check_beton, look_at_beton
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
+from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256, parse_header, shard_name
 from cass_scale.data.layouts import MADE, MANIFEST, SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
+from cass_scale.data.mirror import mirror, read_own
 from cass_scale.data.ranges import LocalRanges, read_checked
+from cass_scale.data.remote import public
 from cass_scale.data.scan import Checked, chunks, judge, refuse_too_many, spread
 from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble, shown_by
 from cass_scale.data.splits import check_fractions
@@ -27,6 +29,7 @@ from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
+from cass_scale.words import is_url
 
 REMEDY = "draw a split of the images that the shards were made from (`cass-scale split`), and make the shards again"
 
@@ -43,15 +46,17 @@ def shards(
 ) -> Manifest:
     """The manifest of a set of shards: for our own the one that lies there, for foreign tars by these options.
 
+    At a URL it must be one of our own; what is small of it is copied into the cache folder once (see `mirror`).
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
     their `json` or `cls` members, splits else from the tars' names (`train-000.tar`), or are drawn. Raises
     DataError and ConfigError naming the file or key.
     """
     if not 0.0 <= max_bad <= 1.0:
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
-    root = Path(path).expanduser().absolute()
+    url = public(os.fspath(path)) if is_url(path) else ""
+    root = mirror(url) if url else Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        found = _own(root, name)
+        found = _own(root, name, url)
         if found.stored == "beton":
             check_beton(found, read_header(root))
         return shown_by(found, read_window(window))
@@ -60,23 +65,19 @@ def shards(
     return shown_by(found, read_window(window))
 
 
-def _own(root: Path, name: str | None) -> Manifest:
-    """That of a set made here, which is not looked at."""
-    stored: Literal["tars", "beton"] = "beton" if read_header(root)["format"] == "ffcv" else "tars"
-    found = Manifest.read(root / MANIFEST)
-    return replace(found, root=root, name=name or found.name, stored=stored)
+def _own(root: Path, name: str | None, url: str = "") -> Manifest:
+    """That of a set made here, which is not looked at. `url`: where the tars lie when `root` is a mirror."""
+    stored: Literal["tars", "beton"] = "tars" if url or read_header(root)["format"] != "ffcv" else "beton"
+    found = read_own(root / MANIFEST, Manifest.read, url)
+    return replace(found, root=root, name=name or found.name, stored=stored, url=url)
 
 
 def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
-        head: JSON = json.loads((root / SHARDS).read_text())
-        if head["format"] != "ffcv":
-            head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
-            if min(head["shards"], head["samples_per_shard"]) < 1:
-                raise ValueError("a number in it is not positive")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
+        head = parse_header((root / SHARDS).read_bytes(), root / SHARDS)
+    except OSError as error:
+        raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
     if head["format"] == "ffcv":
         whole, what = MADE in head, "the beton is not whole"
     else:
@@ -86,19 +87,21 @@ def read_header(root: Path) -> JSON:
     return head
 
 
-def shard_name(number: int) -> str:
-    """Without extension."""
-    return f"shard-{number:06d}"
+def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterator[ShardIndex]:
+    """The index of every tar in `root`, in order; `url`: what it is a copy of.
 
-
-def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
-    """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
+    Those of foreign tars are made when first asked for.
+    """
     if (root / SHARDS).is_file():
         head = read_header(root)
         if head["format"] != "webdataset":
             raise DataError(f"data.path={root} holds a beton, no tars: only stream=ffcv reads it")
-        names = (shard_name(i) for i in range(head["shards"]))
-        yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
+        for number in range(head["shards"]):
+            path = root / f"{shard_name(number)}{SUFFIX}"
+            index = read_own(path, ShardIndex.read, url)
+            if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
+                raise DataError(f"{path} is the index of {index.tar!r}; make the shards again")
+            yield index
         return
     tars = _tars(root)
     digest = hashlib.sha256(json.dumps([SCHEMA, "depth", str(root)]).encode())
@@ -148,7 +151,9 @@ def survey(
     workers: int | None = None,
     window: Any = "auto",
 ) -> Survey:
-    """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError."""
+    """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError, ConfigError."""
+    if is_url(path):
+        raise ConfigError(f"data.path={path}: every byte of the set would be read; copy the shards to a folder first")
     root = Path(path).expanduser().absolute()
     own = (root / SHARDS).is_file()
     manifest = _own(root, name) if own else shards(root, name=name, max_bad=1.0, split=split, workers=workers)

@@ -31,7 +31,7 @@ class Source(Protocol):
     """Encoded images by row of a manifest; the part in which streams differ. Processes that read get a copy each."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file. Raises BadImage when they cannot be had or are not what they were."""
+        """The bytes of one image file. Raises BadImage when they are not what they were, DataError naming its place."""
         ...
 
     def name(self, row: int) -> str:
@@ -179,6 +179,8 @@ class _Reader:
                 images[place] = torch.from_numpy(self.decode(self.source.read(index), self.size)).permute(2, 0, 1)
             except BadImage as error:
                 return _Read(ids, images, gone_bad(self.source, index, error))
+            except DataError as error:  # it names its place; raised in a worker, a traceback would become part of it
+                return _Read(ids, images, str(error))
             if self.cache:
                 self.cache.put(index, images[place])
         return _Read(ids, images, "")

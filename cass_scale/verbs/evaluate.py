@@ -177,8 +177,8 @@ def stream_for(trained: JSON, path: str | None) -> JSON:
         return trained
     kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
     kind = shard_format(path)
-    node = without(trained, "cache_bytes") if kind == "ffcv" else trained
-    return {**node, "_target_": f"cass_scale.data.{kinds[kind]}"}
+    keys = ("workers",) if kind == "ffcv" else ("workers", "cache_bytes")
+    return {key: trained[key] for key in keys if key in trained} | {"_target_": f"cass_scale.data.{kinds[kind]}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:

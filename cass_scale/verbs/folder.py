@@ -146,7 +146,7 @@ def data_record(manifest: Manifest, config: JSON) -> JSON:
     """What a record says about its data."""
     return {
         "name": manifest.name,
-        "path": str(Path(config["data"].get("path") or manifest.root).expanduser().absolute()),
+        "path": manifest.url or str(Path(config["data"].get("path") or manifest.root).expanduser().absolute()),
         "images": len(manifest),
         "classes": list(manifest.classes),
         "multilabel": manifest.multilabel,

@@ -132,6 +132,7 @@ PRETRAIN: dict[str, Rule] = {
     **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
+    "stream.remote_cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
     "arms.global_size": _whole(16),
     "arms.local_size": _whole(16),
