@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT))
 from cass_scale.data.dali import DaliStream  # noqa: E402
 from cass_scale.data.folder import FolderStream  # noqa: E402
 from cass_scale.data.index import SUFFIX, Sample, ShardIndex  # noqa: E402
-from cass_scale.data.layouts import SHARDS  # noqa: E402
+from cass_scale.data.layouts import MANIFEST, SHARDS  # noqa: E402
 from cass_scale.data.manifest import Manifest  # noqa: E402
 from cass_scale.data.plan import Plan  # noqa: E402
-from cass_scale.data.shards import MANIFEST, shard_name, shards  # noqa: E402
+from cass_scale.data.shards import shard_name, shards  # noqa: E402
 from cass_scale.data.webdataset import WebDatasetStream  # noqa: E402
 from cass_scale.types import Batch, Stream  # noqa: E402
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from packaging.requirements import Requirement
 
+from cass_scale.errors import SYSTEM_PACKAGES
 from cass_scale.machine import cores as cores_by_affinity
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "wsi", "sets", "report", "energy", "trackers", "cloud")
-SYSTEM_PACKAGES = {"ffcv": "libopencv-dev libturbojpeg0-dev pkg-config"}
 NETWORKS: dict[str, dict[str, Any]] = {"resnet10t": {}, "vit_tiny_patch16_224": {"img_size": 96}}
 MEND = {"torch_build": "pip install --upgrade torch torchvision   (the two of one release)"}
 MARKS = {True: "ok", None: "--", False: "NO"}

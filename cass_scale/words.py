@@ -1,16 +1,41 @@
-"""Overrides as text: Python values written as hydra reads them, and paths that need no quotes."""
+"""Overrides as text: Python values written as hydra reads them, paths that need no quotes, URLs without secrets."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
     r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|bench\.[ab]|arms\.\w+\.weights))=(.*)", re.DOTALL
 )
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
 PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes
+
+
+SHORT = {  # verb -> key as a person writes it -> key in full
+    "shard": {"source": "data.path"},
+    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"},
+    "study": {"name": "study"},
+}
+
+
+def written_out(verb: str, words: Iterable[str]) -> list[str]:
+    """Words with their keys in full: `name=loaders` of bench is `bench=loaders`."""
+    short = SHORT.get(verb, {})
+    keyed = [(word, *word.partition("=")) for word in words]
+    return [f"{short[key]}={value}" if key in short else word for word, key, _, value in keyed]
+
+
+def own_words(words: Iterable[str], root: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Words whose first part is a key of `root`, and all others."""
+    own, others = set(root), list[str]()
+    mine = []
+    for word in words:
+        first = word.lstrip("+~").partition("=")[0].partition(".")[0]
+        (mine if first in own else others).append(word)
+    return mine, others
 
 
 def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -66,3 +91,13 @@ def _is_number_or_bool(text: str) -> bool:
     except ValueError:
         return text.lower() in ("true", "false", "null")
     return True
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """Whether a path names a place that is not a folder here."""
+    return URL.match(os.fspath(text)) is not None
+
+
+def redact(text: str) -> str:
+    """`text` without user, password and query in its URLs: they may be secrets."""
+    return URL.sub(r"\1\2", text)

@@ -37,6 +37,17 @@ def test_training_moves_the_weights() -> None:
     assert stepper.at.step == 1 and sum(not torch.equal(before[key], after[key]) for key in before) > 10
 
 
+def test_the_step_of_a_baseline_is_whole() -> None:
+    few = ["arms.vit.args.depth=1", "arms.global_size=32", "arms.local_size=16", "method.head.prototypes=16"]
+    stepper = step.Stepper(compose_config("pretrain", [*SMALL, *few, "method=dino", "arm=vit", "train.recompute=true"]))
+    before = {key: x.clone() for key, x in stepper.model.state_dict().items()}
+    stepper(stepper.images(4))
+    moved = [key for key, x in stepper.model.state_dict().items() if not torch.equal(before[key], x)]
+    assert "centre" in moved and {key.split(".")[0] for key in moved} == {"centre", "student", "teacher"}
+    result = step.child(job("method=supervised", "arm=cnn"))
+    assert result["models"] == ["resnet10t"] and result["flops_per_image"] > 1e6
+
+
 def test_recompute_gives_the_same_gradients_and_leaves_batchnorm_alone() -> None:
     models = []
     for words in ([], ["train.recompute=true"]):

@@ -1,4 +1,4 @@
-"""The index of a shard: where each image lies in its tar, its checksum, and what is known about it."""
+"""The files of a set of shards, and their indexes: where images lie in their tar, their checksums, what is known."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ from cass_scale.types import JSON
 
 SCHEMA = 1
 SUFFIX = ".index"
+
+
+def shard_name(number: int) -> str:
+    """Without extension."""
+    return f"shard-{number:06d}"
+
+
+def parse_header(data: bytes, place: object) -> JSON:
+    """What `shards.json` holds; `place` is for the DataError where it is broken."""
+    try:
+        head: JSON = json.loads(data)
+        if head["format"] != "ffcv":
+            head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+            if min(head["shards"], head["samples_per_shard"]) < 1:
+                raise ValueError("a number in it is not positive")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place} cannot be read ({error}); make the shards again") from error
+    return head
 
 
 class Sample(NamedTuple):

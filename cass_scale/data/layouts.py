@@ -12,12 +12,15 @@ from typing import Literal, NamedTuple
 from cass_scale.data.decode import DICOM_MAGIC
 from cass_scale.data.parts import READ, file_of
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.words import is_url
 
 Labels = Literal["auto", "none", "folders", "csv"]
 Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes, mtime in ns)
 
 CSV = "labels.csv"
 SHARDS = "shards.json"  # marks a folder as written by `cass-scale shard`
+MANIFEST = "manifest.csv"  # lies beside it
+BETON, MADE = "images.beton", "made"  # what such a folder holds in place of tars; the key of shards.json about it
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -71,17 +74,19 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def holds_shards(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a set of shards: ours, or tars with no image and no folder beside them."""
+def shard_format(path: str | os.PathLike[str]) -> Literal["webdataset", "ffcv"] | None:
+    """How a place holds images as a set of shards: any URL, ours, or tars with no image and no folder beside them."""
+    if is_url(path):
+        return "webdataset"
     root = Path(path).expanduser()
     if (root / SHARDS).is_file():
-        return True
+        return "ffcv" if (root / BETON).is_file() else "webdataset"
     try:
         there = [p for p in root.iterdir() if not p.name.startswith(".")]
     except OSError:
-        return False
+        return None
     tars = any(p.suffix == ".tar" for p in there)
-    return tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there)
+    return "webdataset" if tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there) else None
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +53,9 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    stored: Literal["files", "tars", "beton"] = "files"  # how they lie in `root`; known from the place, not written
     tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
+    url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
     depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
     window: Window | None = None  # what of 16 bits is shown; None: as each format has it
 
@@ -65,6 +68,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def place(self) -> str:
+        """Where a person finds the images: folder or URL."""
+        return self.url or str(self.root)
 
     def rows(self, split: str | None = None) -> Tensor:
         """Ids of one split, or of all samples, ascending: int64 [n]."""
@@ -93,6 +101,10 @@ class Manifest:
             out[at[:, 0], at[:, 1]] = 1.0
         return out
 
+    def labelled(self) -> Tensor:
+        """bool [N]: which samples have a label."""
+        return torch.tensor([bool(label) for label in self.labels], dtype=torch.bool)
+
     def group_tensor(self) -> Tensor:
         """int64 [N]: index into the sorted distinct groups, -1 = none."""
         number = {g: i for i, g in enumerate(sorted(set(self.groups) - {""}))}
@@ -111,7 +123,7 @@ class Manifest:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint(),
             "name": self.name,
-            "root": str(self.root),
+            "root": self.place,
             "classes": self.classes,
             "multilabel": self.multilabel,
             "synthetic": self.synthetic,
@@ -138,7 +150,7 @@ class Manifest:
             raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(f"{path} is no manifest of schema {SCHEMA} ({error}); make it again") from error
-        if found.fingerprint() != head["fingerprint"]:
+        if found.fingerprint() != head.get("fingerprint"):
             raise DataError(f"{path} is cut off or changed: its rows do not match its header; make it again")
         return found
 

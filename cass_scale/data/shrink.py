@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from cass_scale.data import png
-from cass_scale.data.decode import FORMATS, is_dicom, load, resize, resize_deep
+from cass_scale.data.decode import FORMATS, is_dicom, load, resize, resize_deep, shallow
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
 Resize = Literal["short", "square"]
@@ -46,13 +46,33 @@ def shrink(data: bytes, recipe: Recipe, *, repack: bool = False) -> Encoded:
     if not (repack or is_dicom(data)) and (recipe.size is None or (shape and _target(shape, recipe) == shape)):
         return Encoded(data, extension)
     image = load(data, recipe.size)
-    if not isinstance(image, Image.Image):
-        deep = resize_deep(image, _target((image.shape[1], image.shape[0]), recipe))
-        return Encoded(png.encode(deep, packed=True), "png")
+    if isinstance(image, Image.Image):
+        return compress(_fitted(image, recipe), recipe.quality if recipe.size else None)
+    deep = resize_deep(image, _target((image.shape[1], image.shape[0]), recipe))
+    return Encoded(png.encode(deep, packed=True), "png")
+
+
+def resized(data: bytes, recipe: Recipe) -> Image.Image:
+    """RGB of 8 bit, upright, of the size that the recipe asks for. Raises BadImage."""
+    opened = load(data, recipe.size)
+    return _fitted(opened if isinstance(opened, Image.Image) else Image.fromarray(shallow(opened, None)), recipe)
+
+
+def _fitted(image: Image.Image, recipe: Recipe) -> Image.Image:
     target = _target(image.size, recipe)
-    if target != image.size:
-        image = Image.fromarray(resize(np.array(image), *target))
-    return _encode(_grey_if_grey(image), recipe.quality if recipe.size else None)
+    return image if target == image.size else Image.fromarray(resize(np.array(image), *target))
+
+
+def compress(image: Image.Image, quality: int | None) -> Encoded:
+    """A JPEG of that quality with colour at full resolution, or a PNG; grey when all three channels are equal."""
+    image = _grey_if_grey(image)
+    out = io.BytesIO()
+    image.info = {}  # no comment, profile or date of the original
+    if quality is None:
+        image.save(out, "PNG")
+        return Encoded(out.getvalue(), "png")
+    image.save(out, "JPEG", quality=quality, subsampling=0)
+    return Encoded(out.getvalue(), "jpg")
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
@@ -78,13 +98,3 @@ def _grey_if_grey(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
     return image.getchannel(0) if grey else image
-
-
-def _encode(image: Image.Image, quality: int | None) -> Encoded:
-    out = io.BytesIO()
-    image.info = {}  # no comment, profile or date of the original
-    if quality is None:
-        image.save(out, "PNG")
-        return Encoded(out.getvalue(), "png")
-    image.save(out, "JPEG", quality=quality, subsampling=0)
-    return Encoded(out.getvalue(), "jpg")

@@ -22,7 +22,7 @@ from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
 from cass_scale.data.window import stretch
 from cass_scale.errors import DataError
-from cass_scale.types import Batch
+from cass_scale.types import Batch, Stream
 
 CACHE_BYTES = 2 << 30  # decoding a small set anew every epoch is waste
 
@@ -31,7 +31,7 @@ class Source(Protocol):
     """Encoded images by row of a manifest; the part in which streams differ. Processes that read get a copy each."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file. Raises BadImage when they cannot be had or are not what they were."""
+        """The bytes of one image file. Raises BadImage when they are not what they were, DataError naming its place."""
         ...
 
     def name(self, row: int) -> str:
@@ -104,7 +104,7 @@ class PlanStream:
             multiprocessing_context="fork" if fork and workers else None,
             generator=torch.Generator(),  # else each epoch draws from the global state: resume would differ
         )
-        _open.add(self)
+        close_at_exit(self)
 
     @property
     def cached(self) -> bool:
@@ -179,6 +179,8 @@ class _Reader:
                 images[place] = torch.from_numpy(self.decode(self.source.read(index), self.size)).permute(2, 0, 1)
             except BadImage as error:
                 return _Read(ids, images, gone_bad(self.source, index, error))
+            except DataError as error:  # it names its place; raised in a worker, a traceback would become part of it
+                return _Read(ids, images, str(error))
             if self.cache:
                 self.cache.put(index, images[place])
         return _Read(ids, images, "")
@@ -219,7 +221,12 @@ def _signals_held() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, of_children)
 
 
-_open: weakref.WeakSet[PlanStream] = weakref.WeakSet()
+_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def close_at_exit(stream: Stream) -> None:
+    """See to it that what works for the stream in the background ends before the interpreter does."""
+    _open.add(stream)
 
 
 @atexit.register

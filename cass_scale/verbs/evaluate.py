@@ -15,8 +15,9 @@ import yaml
 from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
+from cass_scale.cli import compose_config
 from cass_scale.console import Console
-from cass_scale.data.layouts import holds_shards
+from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
@@ -162,7 +163,7 @@ def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
         return None
     window = Manifest.read(folder / MANIFEST).window
     shown: JSON = {"path": path, "window": window.value if window else "auto"}
-    if holds_shards(path):
+    if shard_format(path):
         return {"_target_": "cass_scale.data.shards.shards", **shown}
     cut = {key: trained["data"][key] for key in ("slices", "tiles") if key in trained["data"]}
     return {"_target_": "cass_scale.data.sources.folder", **shown, **cut}
@@ -170,10 +171,14 @@ def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
 
 def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
-    if path is None or trained["_target_"].endswith(".DaliStream"):  # which reads files and shards
+    if path is None:
         return trained
-    kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
-    return {**trained, "_target_": f"cass_scale.data.{kind}"}
+    if trained["_target_"].endswith(".DaliStream") and shard_format(path) != "ffcv":  # it reads files and tars
+        return trained
+    kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
+    kind = shard_format(path)
+    keys = ("workers",) if kind == "ffcv" else ("workers", "cache_bytes")
+    return {key: trained[key] for key in keys if key in trained} | {"_target_": f"cass_scale.data.{kinds[kind]}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:
@@ -184,8 +189,7 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
     name = manifest.name
     if not manifest.classes:
         raise DataError(f"{name} has no labels to score with: add labels.csv (columns path,label), or class folders")
-    labels = manifest.label_tensor()
-    labelled = (labels if labels.ndim == 1 else labels[:, 0]) >= 0
+    labelled = manifest.labelled()
     part = {split: (ids := manifest.rows(split))[labelled[ids]] for split in ("train", "val", "test")}
     split = "test" if len(part["test"]) else "val"
     for needed, lack in ((split, "images to hold back"), ("train", "training images")):
@@ -199,13 +203,16 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
 def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
     problems = Problems()
+    trained = trained | {"transformer_args": {}}  # these are of pretraining: scores compare across methods without
     specs = settings.arm_specs(trained)
     if config["weights"] == "initial":
-        settings.check_arms(specs, trained["arms"]["image_size"], problems)
+        settings.check_arms(trained, problems)
     asked = config["arm"] or list(specs)
     wanted = [asked] if isinstance(asked, str) else list(asked)
+    beside = sorted(path.stem for path in (folder / "export").glob("*.safetensors"))  # e.g. DINO's student
+    known = list(dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])]))
     for name in wanted:
-        problems.check(name in specs, f"arm={name}: this run has {', '.join(specs)}")
+        problems.check(name in known, f"arm={name}: this run has {', '.join(known)}")
     problems.raise_if_any()
     if config["weights"] == "run":
         return {name: encoders.load_export(folder / "export" / f"{name}.safetensors") for name in wanted}
@@ -213,7 +220,7 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     def spec(name: str) -> ArmSpec:
         return replace(specs[name], weights="random") if config["weights"] == "random" else specs[name]
 
-    seeds = arm_seeds(trained["seed"], list(specs))  # as pretraining drew them
+    seeds = arm_seeds(trained)  # as pretraining drew them
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
@@ -251,7 +258,8 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
     if not len(rows["val"]):
         rows = rows | carve(manifest, rows["train"], job.config["seed"])
     batch, labels, found = protocol["batch_size"], manifest.label_tensor(), {}
-    views: ViewSpec = replace(job.build(job.trained["views"]), per_arm="shared")
+    size = f"arms.image_size={job.image_size}"
+    views: ViewSpec = job.build(compose_config("pretrain", [f"views={protocol['views']}", size])["views"])
     streams = {"train": job.stream(rows["train"], place, batch=batch, shuffle=True, keep=True)}
     streams |= {
         part: job.stream(rows[part], place, batch=job.config["batch_size"], keep=True) for part in ("val", "test")
