@@ -30,12 +30,11 @@ def written_out(verb: str, words: Iterable[str]) -> list[str]:
 
 def own_words(words: Iterable[str], root: Iterable[str]) -> tuple[list[str], list[str]]:
     """Words whose first part is a key of `root`, and all others."""
-    own, others = set(root), list[str]()
-    mine = []
+    own, sorted_out = set(root), (list[str](), list[str]())
     for word in words:
         first = word.lstrip("+~").partition("=")[0].partition(".")[0]
-        (mine if first in own else others).append(word)
-    return mine, others
+        sorted_out[first not in own].append(word)
+    return sorted_out
 
 
 def flatten(keys: Mapping[str, Any], prefix: str = "") -> list[str]:
