@@ -100,6 +100,16 @@ def test_unfinished_rows_are_listed_with_their_last_words_and_never_tabulated(tm
     assert "51 of 54 runs done" in squeezed(page)
 
 
+def test_a_study_that_has_hardly_begun_has_a_page(tmp_path: Path) -> None:
+    folder = batch_size(tmp_path / "study", seeds=1, runs=("cass_null", "cass_paper"), protocols=("knn",))
+    for path in folder.glob("*/*/*/run.json"):
+        path.unlink()
+    page, _ = page_of(tmp_path)
+    text = squeezed(page)
+    assert "0 of 6 runs done" in text and "no data yet" in text
+    assert {row[3] for row in rows_of(page, "Last words")[1:]} == {"not begun"}
+
+
 def test_few_seeds_have_no_intervals_and_the_page_says_so(tmp_path: Path) -> None:
     page, _ = page_of(batch_size(tmp_path / "study", seeds=1, jobs_per_device=3).parent)
     text = squeezed(page)
