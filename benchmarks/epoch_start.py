@@ -90,7 +90,8 @@ def make_shards(root: Path, manifest: Manifest, image: bytes) -> None:
         (root / f"{shard_name(number)}.tar").write_bytes(tar)
         index = ShardIndex(f"{shard_name(number)}.tar", len(tar), hashlib.sha256(tar).hexdigest(), samples)
         index.write(root / f"{shard_name(number)}{SUFFIX}")
-    (root / SHARDS).write_text(json.dumps({"shards": len(starts)}))
+    head = {"format": "webdataset", "shards": len(starts), "samples_per_shard": PER_SHARD}
+    (root / SHARDS).write_text(json.dumps(head))
 
 
 def make_plan(manifest: Manifest) -> Plan:
