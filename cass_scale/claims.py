@@ -197,7 +197,7 @@ def saving(study: Study, row: str, other: str, setting: str, kind: str = "train"
     if not same or not (seeds := common([of, than])):
         return None
     a, b = (np.array([[[side[seed] for seed in seeds]]]) for side in (of, than))
-    return robustness.estimate(robustness.share_less, a, b)
+    return robustness.estimate(robustness.share_less, a, b, most=1.0)
 
 
 def _faster(study: Study, test: JSON, protocol: str | None) -> tuple[bool, str]:

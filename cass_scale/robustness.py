@@ -70,12 +70,13 @@ def noise(scores: Floats) -> float:
     return float((scores.var(axis=2, ddof=1) / scores.shape[2]).mean()) if scores.shape[2] > 1 else math.nan
 
 
-def estimate(statistic: Statistic, *scores: Floats, least: float = -math.inf) -> Estimate:
+def estimate(statistic: Statistic, *scores: Floats, least: float = -math.inf, most: float = math.inf) -> Estimate:
     """`statistic` of the means over seeds, with a bootstrap interval; all `scores` [..., seeds] share their seeds.
 
     Seeds are drawn with replacement, the same for all arms, settings and sides: differences are paired. The interval is
     Student's t times the bootstrap's standard error, freed of its bias for few seeds: of a mean it is exactly Student's
-    interval, where percentiles of 3 to 5 seeds would be far too narrow. least: what the statistic cannot go below.
+    interval, where percentiles of 3 to 5 seeds would be far too narrow. least, most: what the statistic
+    cannot leave.
     """
     number = scores[0].shape[-1]
     value = float(statistic(*(side.mean(axis=-1) for side in scores)))
@@ -84,4 +85,4 @@ def estimate(statistic: Statistic, *scores: Floats, least: float = -math.inf) ->
     picked = np.random.default_rng(0).integers(0, number, (DRAWS, number))
     drawn = statistic(*(side[..., picked].mean(axis=-1) for side in scores))
     half = float(-stdtrit(number - 1, 0.025) * np.std(drawn) * math.sqrt(number / (number - 1)))
-    return Estimate(value, max(least, value - half), value + half, number)
+    return Estimate(value, max(least, value - half), min(most, value + half), number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,9 +65,11 @@ def _overview(study: Study, row: str) -> JSON:
     }
 
 
-def mean_of(values: BySeed) -> Estimate | None:
-    """Mean over seeds with its interval."""
-    return robustness.estimate(robustness.average, _array(values, sorted(values))) if values else None
+def mean_of(values: BySeed, most: float = math.inf) -> Estimate | None:
+    """Mean over seeds of what lies between 0 and `most`, with its interval."""
+    if not values:
+        return None
+    return robustness.estimate(robustness.average, _array(values, sorted(values)), least=0.0, most=most)
 
 
 def difference_of(one: BySeed, other: BySeed) -> Estimate | None:
@@ -98,7 +101,9 @@ def _figures(study: Study) -> list[Chart]:
 
 def _curve(study: Study, row: str, arm: str, protocol: str, number: int) -> Line | None:
     shift = (number - len(study.rows) / 2) * 0.03  # so that whiskers stand beside each other
-    points = [(i, mean_of(study.scores(row, setting, arm, protocol))) for i, setting in enumerate(study.settings)]
+    points = [
+        (i, mean_of(study.scores(row, setting, arm, protocol), most=1.0)) for i, setting in enumerate(study.settings)
+    ]
     known = [(i + shift, point) for i, point in points if point]
     if not known:
         return None
@@ -124,7 +129,7 @@ def _cell(study: Study, row: str, setting: str, arm: str, protocol: str) -> JSON
     values = study.scores(row, setting, arm, protocol)
     null = study.scores(NULL, setting, arm, protocol)
     delta = difference_of(values, null) if row != NULL else None
-    return {"mean": mean_of(values), "delta": delta, "verdict": _sign(delta)}
+    return {"mean": mean_of(values, most=1.0), "delta": delta, "verdict": _sign(delta)}
 
 
 def _sign(delta: Estimate | None) -> str:
@@ -162,7 +167,7 @@ def _printed(study: Study) -> list[JSON]:
             row = study.first(published.rows_of(line["row"]), lambda name: name == INITIAL or study.finished(name))
             setting, protocol = str(line.get("setting", study.record["standard"])), line.get("protocol") or usual
             for arm, (printed, _) in ((key, value) for key, value in line.items() if isinstance(value, list)):
-                ours = mean_of(study.scores(row, setting, arm, protocol)) if row else None
+                ours = mean_of(study.scores(row, setting, arm, protocol), most=1.0) if row else None
                 less = ours.value - printed if ours else None
                 lines.append(
                     {"line": line, "arm": arm, "protocol": protocol, "paper": printed, "ours": ours, "less": less}

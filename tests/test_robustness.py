@@ -51,6 +51,7 @@ def test_what_cannot_be_negative_has_no_negative_bound() -> None:
     scores = np.random.default_rng(0).normal(0, 1, (2, 3, 3))
     without, with_bound = estimate(variance, scores).interval, estimate(variance, scores, least=0.0).interval
     assert without is not None and without[0] < 0 and with_bound == (0.0, without[1])
+    assert estimate(average, np.array([[[0.9, 1.0, 0.98]]]), most=1.0).high == 1.0
 
 
 def test_seeds_alone_make_the_variance_that_noise_says() -> None:
