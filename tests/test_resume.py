@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cass_scale import records, shard
 
 WORDS = (
-    "arms.image_size=32", "train.batch_size=8", "train.epochs=8", "train.save_every=2", "train.log_every=1",
+    "arms.image_size=32", "train.batch_size=8", "train.epochs=5", "train.save_every=2", "train.log_every=1",
     "monitor.every=3", "monitor.images=8", "stream.workers=0", "train.device=cpu",
 )  # fmt: skip
 VARIANTS = {
