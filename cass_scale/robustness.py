@@ -75,8 +75,7 @@ def estimate(statistic: Statistic, *scores: Floats, least: float = -math.inf, mo
 
     Seeds are drawn with replacement, the same for all arms, settings and sides: differences are paired. The interval is
     Student's t times the bootstrap's standard error, freed of its bias for few seeds: of a mean it is exactly Student's
-    interval, where percentiles of 3 to 5 seeds would be far too narrow. least, most: what the statistic
-    cannot leave.
+    interval, where percentiles of 3 to 5 seeds would be far too narrow. least, most: bounds of the statistic.
     """
     number = scores[0].shape[-1]
     value = float(statistic(*(side.mean(axis=-1) for side in scores)))
