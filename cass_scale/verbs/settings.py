@@ -227,6 +227,7 @@ STUDY: dict[str, Rule] = {
     "preset": _choice("paper", "quick"),
     "target": _choice(*METRICS),
     "jobs": _or_null(_whole(1)),
+    "keep_checkpoints": BOOL,
     "out": _or_null(TEXT),
 }
 
