@@ -62,7 +62,8 @@ class Console:
             for number, name in enumerate(columns):
                 table.add_column(Text(name), justify="right" if number else "left")
             for row in rows:
-                table.add_row(*(Text(str(cell)) for cell in row))  # Text: a class may be called [red]
+                # Text: a class may be called [red]
+                table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
             self.rich.print(table)
 
     @property

@@ -24,6 +24,7 @@ LOWER_IS_BETTER = frozenset({"ece", "brier"})
 _NONE = "no label occurs in the test images"
 _ONE_SIDED = "no class has test images with it and without it"
 _ALIKE = "all labels and all answers are one class"
+ALWAYS = ("accuracy", "ece", "brier")  # defined wherever there is an image
 UNDEFINED = {  # why a score is None
     "macro_f1": _NONE, "micro_f1": _NONE, "recall": _NONE, "official_f1": _NONE, "official_recall": _NONE,
     "balanced_accuracy": _ONE_SIDED, "auc": _ONE_SIDED, "kappa": _ALIKE, "quadratic_kappa": _ALIKE,
@@ -98,6 +99,16 @@ def _of_class(true: Bools, said: Bools, p: Floats, threshold: float) -> Scores:
         "sensitivity": sensitivity,
         "specificity": specificity,
     }
+
+
+def macro_f1(wanted: Floats, p: Floats, *, multilabel: bool) -> float | None:
+    """The score of that name alone, of checked 0/1 truth and probabilities [N, C]."""
+    if not multilabel:
+        truth, guess = wanted.argmax(axis=1), p.argmax(axis=1)
+        return float(sk.f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0))
+    occurring = np.flatnonzero(wanted.any(axis=0))
+    each = [sk.f1_score(wanted[:, c], p[:, c] > 0.5, zero_division=0) for c in occurring]
+    return float(np.mean(each)) if each else None
 
 
 def targets(what: str, truth: Array, *, classes: int, multilabel: bool) -> Floats:
@@ -182,7 +193,7 @@ def _single(wanted: Floats, p: Floats) -> Scores:
     everything = list(range(classes))
     hits = sk.top_k_accuracy_score(truth, p, k=3, labels=everything) if classes > 3 else None
     return {
-        "macro_f1": float(sk.f1_score(truth, guess, labels=present, average="macro", zero_division=0)),
+        "macro_f1": macro_f1(wanted, p, multilabel=False),
         "micro_f1": accuracy,
         "accuracy": accuracy,
         "top3": None if hits is None else float(hits),
@@ -201,7 +212,7 @@ def _multi(wanted: Floats, p: Floats) -> Scores:
     found: Scores = dict.fromkeys(("macro_f1", "micro_f1", "recall", "balanced_accuracy", "kappa"))
     if occurs.any():
         pairs = [(wanted[:, c], guess[:, c]) for c in np.flatnonzero(occurs)]  # one column is no multi-label to sklearn
-        found["macro_f1"] = float(np.mean([sk.f1_score(*pair, zero_division=0) for pair in pairs]))
+        found["macro_f1"] = macro_f1(wanted, p, multilabel=True)
         found["recall"] = float(np.mean([sk.recall_score(*pair) for pair in pairs]))
         found["micro_f1"] = float(sk.f1_score(wanted.ravel(), guess.ravel(), zero_division=0))
     if len(both):

@@ -42,8 +42,7 @@ def summary(said: Predictions, arm: str, how: Scoring) -> JSON:
         found["each"] = [{"training": int(t)} | one for t, one in zip(said.trainings, each, strict=True)]
     classes, many = said.classes.tolist(), said.multilabel
     parts = [
-        details(said.label, p, classes=classes, multilabel=many, threshold=how.threshold)
-        for p in said.probability[arm]
+        details(said.label, p, classes=classes, multilabel=many, threshold=how.threshold) for p in said.probability[arm]
     ]
     found["per_class"] = {name: _mean([part["per_class"][name] for part in parts]) for name in classes}
     found["confusion"] = np.sum([part["confusion"] for part in parts], axis=0).tolist()

@@ -2,6 +2,7 @@
 
 from cass_scale.losses.barlow import barlow
 from cass_scale.losses.cosine import cosine, noise_rule
+from cass_scale.losses.entropy import cross_entropy
 from cass_scale.losses.focal import class_weights, focal
 from cass_scale.losses.fp32 import fp32
 from cass_scale.losses.infonce import infonce
@@ -12,6 +13,7 @@ __all__ = [
     "barlow",
     "class_weights",
     "cosine",
+    "cross_entropy",
     "focal",
     "fp32",
     "infonce",

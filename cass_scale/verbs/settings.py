@@ -46,6 +46,10 @@ def _auto_or(rule: Rule) -> Rule:
     return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
 
 
+def _list_of(rule: Rule) -> Rule:
+    return (lambda v: isinstance(v, list) and bool(v) and all(map(rule[0], v)), f"a list, each of it {rule[1]},")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -112,7 +116,16 @@ PRETRAIN: dict[str, Rule] = {
 EVALUATE: dict[str, Rule] = {
     "run.dir": _or_null(TEXT),
     "data.path": _or_null(TEXT),
+    "data.learn": _choice("auto", "run", "path"),
     "weights": _choice("run", "initial", "random"),
+    "labels": _list_of((lambda v: _is_number(v) and 0 < v <= 1, "a share above 0 and up to 1")),
+    "subset": _or_null(_list_of((lambda v: v in ("S", "M", "F") or _whole(1)[0](v), "S, M, F or a number of images"))),
+    "folds": _or_null(_whole(2)),
+    "seeds": _whole(1),
+    "by": _or_null((lambda v: TEXT[0](v) or _list_of(TEXT)[0](v), "a column, or a list of columns")),
+    "threshold": _number(0, 1),
+    "replicates": (lambda v: v == 0 or _whole(100)[0](v), "0, or a whole number of at least 100"),
+    "leaks": _choice("refuse", "warn"),
     "seed": _whole(0),
     "batch_size": _whole(1),
     "device": DEVICE,
@@ -120,9 +133,26 @@ EVALUATE: dict[str, Rule] = {
     "protocol.k": _whole(1),
     "protocol.temperature": POSITIVE,
     "protocol.epochs": _whole(1),
+    "protocol.min_epochs": _whole(0),
+    "protocol.patience": _or_null(_whole(1)),
     "protocol.batch_size": _whole(2),
+    "protocol.optimizer": _choice("adam", "adamw", "sgd"),
     "protocol.lr": _number(0),
+    "protocol.weight_decay": _number(0),
+    "protocol.momentum": _number(0, 1),
+    "protocol.schedule": _choice("cosine", "plateau"),
+    "protocol.loss": _choice("focal", "cross_entropy"),
     "protocol.weighting": _choice("none", "inverse", "official"),
+    "protocol.frozen": BOOL,
+    "protocol.grid.lr": _list_of(POSITIVE),
+    "protocol.grid.weight_decay": _list_of(_number(0)),
+}
+COMPARE: dict[str, Rule] = {
+    "A": _or_null(TEXT),
+    "B": _or_null(TEXT),
+    "metrics": _or_null(_list_of(TEXT)),
+    "replicates": _whole(100),
+    "seed": _whole(0),
 }
 VERIFY: dict[str, Rule] = {
     "data.labels": PRETRAIN["data.labels"],
@@ -159,6 +189,16 @@ def _find(config: JSON, key: str) -> tuple[bool, Any]:
             return False, None
         node = node[part]
     return True, node
+
+
+def check_amounts(config: JSON, problems: Problems) -> None:
+    """Note what contradicts itself in how much is learnt from, and how often."""
+    if config["subset"] is not None:
+        alone = config["labels"] == [1.0]
+        problems.check(alone, f"subset={config['subset']} contradicts labels={config['labels']}: give one of the two")
+    if config["folds"] is not None:
+        one = config["seeds"] == 1
+        problems.check(one, f"folds={config['folds']} contradicts seeds={config['seeds']}: each fold is one training")
 
 
 def arm_specs(config: JSON) -> dict[str, ArmSpec]:
