@@ -81,10 +81,10 @@ def conditions(
 def _by_fold(pool: Pool, number: int, seed: int) -> list[Draw]:
     ids = np.sort(np.concatenate([pool.train, pool.val]))
     fold = folds(pool.wanted[ids], pool.groups[ids], number, seed)
+    if fold.max() + 1 < number:
+        raise DataError(f"folds={number}: there are fewer patients, groups or single images than folds")
     found = [Draw(k, seed + k, ids[fold != k], ids[fold == k]) for k in range(number)]
     for draw in found:
-        if not len(draw.val):
-            raise DataError(f"folds={number}: there are fewer patients, groups or single images than folds")
         lost = _lost(pool, ids, draw.train)
         if lost:
             raise DataError(

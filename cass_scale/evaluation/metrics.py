@@ -82,7 +82,7 @@ def details(
     if multilabel:
         matrix = [sk.confusion_matrix(true, said, labels=[False, True]).tolist() for true, said, _ in columns]
     else:
-        matrix = sk.confusion_matrix(wanted.argmax(1), answer.argmax(1), labels=range(len(classes))).tolist()
+        matrix = (wanted.T @ answer).astype(int).tolist()
     per_class = {name: _of_class(*column, threshold) for name, column in zip(classes, columns, strict=True)}
     return {"per_class": per_class, "confusion": matrix}
 

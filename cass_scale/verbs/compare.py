@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.evaluation.comparison import Row, compare, paired
 from cass_scale.evaluation.metrics import ALWAYS, UNDEFINED
 from cass_scale.evaluation.predictions import Predictions
-from cass_scale.evaluation.statistics import units_of
+from cass_scale.evaluation.statistics import LEVEL, units_of
 from cass_scale.evaluation.summary import Scoring
 from cass_scale.run import differences
 from cass_scale.types import JSON, Call
@@ -132,7 +133,7 @@ def table(name: str, a: Side, b: Side, config: JSON) -> JSON:
         "n_test": len(first.key),
         "units": units,
         "trainings": len(first.trainings),
-        "notes": notes(a, b, units, len(first.trainings)),
+        "notes": notes(a, b, units, len(first.trainings)) + too_few(len(rows), config["replicates"]),
         "rows": [row._asdict() for row in rows],
     }
 
@@ -151,6 +152,14 @@ def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
     if units < 30:
         found.append(f"{units} patients, groups or single images: intervals of so few are rough")
     return found
+
+
+def too_few(rows: int, replicates: int) -> list[str]:
+    """A note where not even the smallest p could survive its correction."""
+    if rows / (1 + replicates) < 1 - LEVEL:
+        return []
+    enough = math.ceil(rows / (1 - LEVEL))
+    return [f"{replicates} replicates are too few for {rows} rows, so nothing can win: take replicates={enough}"]
 
 
 def show(one: JSON, console: Console) -> None:

@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cass_scale.data.layouts import holds_shards, table
 from cass_scale.data.manifest import SPLITS, Manifest
-from cass_scale.data.splits import assign
 from cass_scale.errors import DataError
-from cass_scale.evaluation.draws import Pool
+from cass_scale.evaluation.draws import Pool, folds
 from cass_scale.types import JSON
 from cass_scale.verbs.folder import MANIFEST
 from cass_scale.verbs.wire import Build, without
 
+PARTS = 10  # of the training images, one of which validates where there is no validation part
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
 
 
@@ -60,14 +59,14 @@ def find_task(config: JSON, trained: JSON, build: Build, folder: Path) -> Task:
     """
     pretrained = Manifest.read(folder / MANIFEST)
     path = config["data"]["path"]
-    own = path is None
-    learn: Manifest = build(without(trained["data"] if own else other_data(path), "noise"))
-    task = Task(learn, learn, *held_back(learn), path)
-    if not own and is_shift(config["data"]["learn"], pretrained, learn):
-        mine: Manifest = build(without(trained["data"], "noise"))
-        other = replace(learn, classes=mine.classes)
-        rows = {"train": labelled(mine, "train"), "val": labelled(mine, "val"), "test": labelled(other)}
-        task = Task(mine, other, require(rows, mine.name, other.name), "all", path)
+    asked: Manifest = build(without(trained["data"] if path is None else other_data(path), "noise"))
+    if path is not None and is_shift(config["data"]["learn"], pretrained, asked):
+        own: Manifest = build(without(trained["data"], "noise"))
+        other = replace(asked, classes=own.classes)
+        rows = {"train": labelled(own, "train"), "val": labelled(own, "val"), "test": labelled(other)}
+        task = Task(own, other, require(rows, own.name, other.name), "all", path)
+    else:
+        task = Task(asked, asked, *held_back(asked), path)
     seen = set() if trained["data"]["noise"] else {s for s, part in _files(pretrained) if part == "train"}
     return replace(task, remarks=(*leaks(task, seen, config["leaks"]), *unseen(task)))
 
@@ -165,16 +164,17 @@ def with_validation(task: Task, seed: int) -> Task:
     """The task; where it has no validation images, with a tenth of the training ones. Raises DataError if it cannot."""
     if len(task.rows["val"]):
         return task
-    ids, manifest = task.rows["train"], task.learn
-    picked = ids.tolist()
-    parts = assign([manifest.labels[i] for i in picked], [manifest.groups[i] for i in picked], (0.9, 0.1, 0.0), seed)
-    chosen = {part: ids[torch.from_numpy(np.array(parts) == part)] for part in ("train", "val")}
-    if not len(chosen["val"]) or not len(chosen["train"]):
-        raise DataError(
-            f"{manifest.name} has no validation images, and its {len(ids)} training images are too few patients or "
-            "groups to hold some back: give labels.csv a column split with val, or more patients"
-        )
-    return replace(task, rows=task.rows | chosen)
+    pool, ids = task.pool(), task.rows["train"]
+    fold = folds(pool.wanted[pool.train], pool.groups[pool.train], PARTS, seed)
+    for part in range(PARTS):
+        held = fold == part
+        if held.any() and (pool.wanted[pool.train[~held]].any(axis=0) == pool.wanted[pool.train].any(axis=0)).all():
+            mask = torch.from_numpy(held)
+            return replace(task, rows=task.rows | {"train": ids[~mask], "val": ids[mask]})
+    raise DataError(
+        f"{task.learn.name} has no validation images, and none of its {len(ids)} training images can be held back "
+        "without losing a class, as patients and groups stay whole: give labels.csv a column split with val"
+    )
 
 
 def column(manifest: Manifest, name: str, ids: Tensor) -> Sequence[str]:
