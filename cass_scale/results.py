@@ -221,7 +221,7 @@ def _amount(evaluation: JSON) -> str:
     share, subset, folds = (evaluation.get(key) for key in ("labels", "subset", "folds"))
     trainings = len(evaluation.get("trainings") or [0])
     words = [f"{100 * share:g} % of the labels"] if share not in (None, 1) else []
-    words += [f"balanced subset {subset}"] if subset is not None else []
+    words += [f"subset {subset}"] if subset is not None else []
     words += [f"{folds} folds"] if folds else [f"{trainings} seeds"] if trainings > 1 else []
     words += [f"learnt from {evaluation['learnt_from']['name']}"] if evaluation.get("shift") else []
     return ", ".join(words)

@@ -177,3 +177,23 @@ def test_every_root_key_of_pretrain_has_a_rule_or_a_group() -> None:
         k for k, v in root.items() if not isinstance(v, dict | list)
     }
     assert leaves <= ruled, "a key without a rule takes any value silently"
+
+
+@pytest.mark.parametrize("leaf", [p for p in LEAVES if p.parent.name == "protocol"], ids=lambda p: p.stem)
+def test_protocols_pass_their_own_checks_and_bear_their_own_name(leaf: Path) -> None:
+    config = compose_config("evaluate", [f"protocol={leaf.stem}", "run.dir=somewhere"])
+    problems = Problems()
+    settings.check_values(config, settings.EVALUATE, problems)
+    settings.check_amounts(config, problems)
+    assert problems.found == [] and config["protocol"]["name"] == leaf.stem
+    assert isinstance(build(config["views"]), ViewSpec)
+    keys = {f"protocol.{key}" for key in config["protocol"]} - {"protocol.name", "protocol.grid"}
+    assert keys <= settings.EVALUATE.keys(), "a key without a rule takes any value silently"
+
+
+@pytest.mark.parametrize(("verb", "rules"), [("evaluate", settings.EVALUATE), ("compare", settings.COMPARE)])
+def test_every_root_key_has_a_rule(verb: str, rules: dict[str, settings.Rule]) -> None:
+    root = yaml.safe_load((config_dir() / f"{verb}.yaml").read_text())
+    leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v}
+    leaves |= {k for k, v in root.items() if not isinstance(v, dict) and k != "defaults"}
+    assert leaves - rules.keys() <= {"arm", "out"}, "those two are checked by the verb"

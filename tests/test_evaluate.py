@@ -266,6 +266,13 @@ def test_a_set_without_a_test_split_or_with_one_patient(tmp_path: Path) -> None:
         ask(tmp_path / "run", *QUICK)
 
 
+def test_one_image_cannot_be_fine_tuned_on(tmp_path: Path) -> None:
+    one = colours(tmp_path / "one", 8, test=4, labels=["healthy"] * 8)
+    short(tmp_path / "run", f"data.path={one}", "train.max_steps=1")
+    with pytest.raises(DataError, match="one: 1 image to learn from; finetune needs 2 for BatchNorm"):
+        ask(tmp_path / "run", *TUNE, "labels=[0.3]")
+
+
 def test_an_export_of_other_arms_is_refused(again: Path) -> None:
     shutil.copy(again / "export/vit.safetensors", again / "export/cnn.safetensors")
     with pytest.raises(DataError, match=r"cnn\.safetensors holds vit_tiny.*, and this run's arm is resnet10t"):

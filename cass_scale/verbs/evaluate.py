@@ -91,7 +91,10 @@ def amounts(config: JSON, task: Task, *, random: bool) -> list[Condition]:
     """What is learnt from, in all the amounts that were asked for."""
     seeds = range(config["seed"], config["seed"] + config["seeds"])
     keys = {name: config[name] for name in ("labels", "subset", "folds")}
-    return conditions(task.pool(), seeds=seeds, random=random, **keys)
+    found = conditions(task.pool(), seeds=seeds, random=random, **keys)
+    if random and min(len(draw.train) for one in found for draw in one.draws) < 2:
+        raise DataError(f"{task.learn.name}: 1 image to learn from; {config['protocol']['name']} needs 2 for BatchNorm")
+    return found
 
 
 def announcement(config: JSON, task: Task, found: list[Condition]) -> str:
@@ -263,8 +266,9 @@ def show(record: JSON, console: Console) -> None:
 
 
 def cell(row: JSON, name: str) -> str:
-    """A score and its interval as they are printed."""
+    """A score as it is printed, with its standard deviation over trainings and its interval over test images."""
     if row[name] is None:
         return "n/a"
-    found = row["intervals"].get(name)
-    return f"{row[name]:.3f}" + (f" [{found[0]:.3f}, {found[1]:.3f}]" if found else "")
+    found, seeds = row["intervals"].get(name), row.get("seeds", {}).get(name)
+    spread = f" ± {seeds['std']:.3f}" if seeds else ""
+    return f"{row[name]:.3f}{spread}" + (f" [{found[0]:.3f}, {found[1]:.3f}]" if found else "")

@@ -133,7 +133,8 @@ def leaks(task: Task, pretrained_on: set[str], how: Literal["refuse", "warn"]) -
     """A remark about test images whose bytes were trained on. Raises DataError, unless they may pass."""
     ids = torch.cat([task.rows["train"], task.rows["val"]]).tolist()
     learnt = {task.learn.sha256[i] for i in ids}
-    found = [i for i in task.rows["test"].tolist() if task.test.sha256[i] in learnt | pretrained_on]
+    seen = learnt | pretrained_on
+    found = [i for i in task.rows["test"].tolist() if task.test.sha256[i] in seen]
     if not found:
         return []
     known = sum(task.test.sha256[i] in pretrained_on for i in found)
