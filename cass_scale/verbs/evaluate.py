@@ -46,6 +46,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     task = task if frozen or config["folds"] else with_validation(task, config["seed"])
     task = replace(task, remarks=(*remarks, *task.remarks))
     found = amounts(config, task, random=not frozen)
+    for name in by(config):
+        column(task.test, name, task.rows["test"])  # refused now, and not after hours of training
     for text in task.remarks:
         console.warn(text)
     console.say(announcement(config, task, found))
@@ -95,6 +97,12 @@ def amounts(config: JSON, task: Task, *, random: bool) -> list[Condition]:
     if random and min(len(draw.train) for one in found for draw in one.draws) < 2:
         raise DataError(f"{task.learn.name}: 1 image to learn from; {config['protocol']['name']} needs 2 for BatchNorm")
     return found
+
+
+def by(config: JSON) -> list[str]:
+    """Columns of the subgroup tables."""
+    asked = config["by"] or []
+    return [asked] if isinstance(asked, str) else list(asked)
 
 
 def announcement(config: JSON, task: Task, found: list[Condition]) -> str:
@@ -175,7 +183,7 @@ def evaluate(
             "finished": records.now(),
         }
         records.write_json(folder / f"{name}.json", record)
-        show(record, job.console)
+        show(name, record, job.console)
         yield name, record
 
 
@@ -212,9 +220,8 @@ def score(job: Job, said: Predictions, arm: str) -> JSON:
     """Scores of an arm, their intervals, and its subgroups."""
     config = job.config
     how = Scoring(config["threshold"], config["replicates"], config["seed"])
-    by = [config["by"]] if isinstance(config["by"], str) else config["by"] or []
     found = summary(said, arm, how)
-    for name in by:
+    for name in by(config):
         values = column(job.task.test, name, job.task.rows["test"])
         found.setdefault("subgroups", {})[name] = subgroups(said, arm, values, how)
     return found
@@ -250,16 +257,16 @@ def describe(job: Job, condition: Condition, call: Call) -> JSON:
     }
 
 
-def show(record: JSON, console: Console) -> None:
+def show(title: str, record: JSON, console: Console) -> None:
     """Scores by arm, with their intervals where there are any; what is undefined and why."""
     names = SHOWN[record["multilabel"]]
-    console.table(["arm", *names], [[arm, *(cell(row, name) for name in names)] for arm, row in record["arms"].items()])
+    console.table([title, *names], [[arm, *(cell(row, name) for name in names)] for arm, row in record["arms"].items()])
     for arm, row in record["arms"].items():
         for name in (name for name in names if row[name] is None):
             console.say(f"{arm}: {name} n/a: {row['undefined'][name]}")
-        for by, table in row.get("subgroups", {}).items():
+        for of, table in row.get("subgroups", {}).items():
             rows = [[v, f"{one['n']:.0f}", *(cell(one, name) for name in names)] for v, one in table["groups"].items()]
-            console.table([f"{arm}, by {by}", "n", *names], rows)
+            console.table([f"{arm}, by {of}", "n", *names], rows)
             worst = table["worst"]
             gaps = [f"{name} {gap:.3f} (worst: {worst[name]})" for name, gap in table["gap"].items() if name in names]
             console.say(f"gap: {', '.join(gaps) or 'n/a'}; {table['few']} images of too small groups")
