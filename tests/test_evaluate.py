@@ -240,7 +240,7 @@ def test_several_labels(tmp_path: Path) -> None:
         (["subset=[XL]"], ConfigError, "S, M, F or a number of images"),
         (["folds=3", "seeds=2"], ConfigError, "folds=3 contradicts seeds=2: each fold is one training"),
         (["folds=19"], DataError, "fewer patients, groups or single images than folds"),
-        (["protocol=finetune", "by=sex"], DataError, "by=sex: images has no such column; it has group, label, path, split, view"),
+        (["protocol=finetune", "by=sex"], DataError, "by=sex: images has no such column; it has group, label, path"),
         (["replicates=10"], ConfigError, "replicates=10: 0, or a whole number of at least 100"),
         (["leaks=ignore"], ConfigError, "leaks=ignore: one of refuse, warn"),
         (["protocol=finetune", "protocol.loss=mse"], ConfigError, r"protocol\.loss=mse: one of focal, cross_entropy"),
