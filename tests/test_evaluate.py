@@ -13,7 +13,7 @@ from PIL import Image
 
 from cass_scale import checkpoint, evaluate, records
 from cass_scale.cli import main
-from cass_scale.errors import ConfigError, DataError, Preempted
+from cass_scale.errors import ConfigError, DataError, NonFinite, Preempted
 from cass_scale.evaluation.metrics import scores
 from cass_scale.evaluation.predictions import Predictions
 from cass_scale.verbs import frozen, tuning
@@ -152,16 +152,20 @@ def test_the_transfer_papers_protocols(again: Path, tuned: list[str], protocol: 
 
 
 def test_a_grid_is_searched_by_the_first_training_and_used_by_all(again: Path, tuned: list[str]) -> None:
-    grid = ("protocol.grid.lr=[0.001,0.1]", "protocol.grid.weight_decay=[0.0,0.01]")
+    grid = ("protocol.grid.lr=[0.001,1e30]", "protocol.grid.weight_decay=[0.0,0.01]")
     words = ("protocol=finetune_micle", "protocol.epochs=1", "protocol.batch_size=8", "arm=cnn", "seeds=2")
     record = ask(again, *QUICK, *words, *grid)
     names = [name.rsplit("/", 1)[1] for name in tuned]
-    assert sorted(names[:4]) == [f"seed0-lr{lr}-weight_decay{w}" for lr in ("0.001", "0.1") for w in ("0", "0.01")]
-    losses = {n: records.read(again / "evaluate/finetune_micle-run-cnn/cnn" / n)["loss"] for n in names[:4]}
+    assert sorted(names[:4]) == [f"seed0-lr{lr}-weight_decay{w}" for lr in ("0.001", "1e+30") for w in ("0", "0.01")]
+    left = {n: records.read(again / "evaluate/finetune_micle-run-cnn/cnn" / n) for n in names[:4]}
+    assert {n for n, row in left.items() if row["status"] == "diverged"} == {n for n in left if "1e+30" in n}
+    losses = {n: row["loss"] for n, row in left.items() if row["status"] == "done"}
     best = min(losses, key=losses.__getitem__)
     assert names[4:] == [best.replace("seed0", "seed1")]
     chosen = record["arms"]["cnn"]["chosen"]
     assert len(chosen) == 2 and best == f"seed0-lr{chosen[0]['lr']:g}-weight_decay{chosen[0]['weight_decay']:g}"
+    with pytest.raises(NonFinite, match=r"cnn: training diverged at every point of protocol\.grid; add lower lr"):
+        ask(again, *QUICK, *words, "protocol.grid.lr=[1e30]", "protocol.grid.weight_decay=[0.0]")
 
 
 def test_a_shift_scores_all_of_another_set_by_what_the_runs_own_taught(run: Path, tmp_path: Path) -> None:

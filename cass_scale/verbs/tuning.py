@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 
 from cass_scale import encoders, records
 from cass_scale.encoders import Encoder
+from cass_scale.errors import NonFinite
 from cass_scale.evaluation.draws import Condition, Draw
 from cass_scale.evaluation.finetune import Recipe, Trained, finetune
 from cass_scale.evaluation.metrics import Array
@@ -26,6 +28,7 @@ from cass_scale.types import JSON, Stream
 from cass_scale.verbs.job import Job
 
 SAID = "probability.npy"
+DIVERGED = Trained(np.empty((0, 0), np.float32), math.inf)  # a point of a grid that cannot be trained by
 
 
 class Tuned:
@@ -48,6 +51,8 @@ class Tuned:
                     tried = [best[arm]] if arm in best else self.options
                     rows = [row(self.job, condition, draw, arm, encoder, one, opened, folder / arm) for one in tried]
                     first = min(range(len(rows)), key=lambda i: rows[i].loss)
+                    if rows[first] is DIVERGED:
+                        raise NonFinite(f"{arm}: training diverged at every point of protocol.grid; add lower lr to it")
                     best[arm] = tried[first]
                     said[arm].append(rows[first].probability)
         point = {arm: {name: getattr(best[arm], name) for name in grid(self.job.protocol)} for arm in self.arms}
@@ -86,7 +91,10 @@ def row(
     job: Job, condition: Condition, draw: Draw, arm: str, encoder: Encoder, recipe: Recipe,
     opened: dict[str, Stream], folder: Path,
 ) -> Trained:  # fmt: skip
-    """One training: read back where it was done, gone on with where it was killed, else done."""
+    """One training: read back where it was done, gone on with where it was killed, else done.
+
+    Raises NonFinite when it diverges; as a point of a grid it is DIVERGED instead.
+    """
     words = [f"{'fold' if condition.about['folds'] else 'seed'}{draw.number}"]
     here = folder / "-".join(words + [f"{name}{getattr(recipe, name):g}" for name in grid(job.protocol)])
     about = identity(job, draw, arm, encoder, recipe)
@@ -99,17 +107,24 @@ def row(
     manifest = job.task.learn
     chosen = manifest.label_tensor()[torch.from_numpy(draw.train)]
     counts = chosen.sum(0) if manifest.multilabel else torch.bincount(chosen, minlength=len(manifest.classes))
-    trained = finetune(
-        arm, copy.deepcopy(encoder), opened, counts, job.views, job.place.accelerator, run, recipe,
-        multilabel=manifest.multilabel, seed=draw.seed,
-    )  # fmt: skip
+    try:
+        trained = finetune(
+            arm, copy.deepcopy(encoder), opened, counts, job.views, job.place.accelerator, run, recipe,
+            multilabel=manifest.multilabel, seed=draw.seed,
+        )  # fmt: skip
+    except NonFinite as why:
+        run.update(status="diverged", finished=records.now(), error=str(why))
+        if not grid(job.protocol):
+            raise
+        return DIVERGED
+    finally:
+        job.place.accelerator.free_memory()  # it holds on to every model that it has prepared
     buffer = io.BytesIO()
     np.save(buffer, trained.probability, allow_pickle=False)
     records.atomic_write_bytes(here / SAID, buffer.getvalue())
     run.update(status="done", finished=records.now(), loss=trained.loss)
     for checkpoint in run.checkpoints.all():  # best.pt stays: the weights that were scored
         checkpoint.unlink()
-    job.place.accelerator.free_memory()  # it holds on to every model that it has prepared
     return trained
 
 
@@ -132,6 +147,8 @@ def identity(job: Job, draw: Draw, arm: str, encoder: Encoder, recipe: Recipe) -
 def done(folder: Path, about: JSON) -> Trained | None:
     """What this very training left when it ended, if it did."""
     old = records.read(folder) if (folder / records.RUN).exists() else {}
+    if old | about == old and old["status"] == "diverged":
+        return DIVERGED
     if old | about != old or old["status"] != "done":
         return None
     try:
@@ -143,6 +160,6 @@ def done(folder: Path, about: JSON) -> Trained | None:
 def begin_or_continue(folder: Path, about: JSON) -> None:
     """Keep what a killed training of exactly this left, to go on from there; anything else was another one's."""
     old = records.read(folder) if (folder / records.RUN).exists() else {}
-    if old | about != old or old["status"] == "done":
+    if old | about != old or old["status"] == "done":  # done, but its answers are lost
         shutil.rmtree(folder, ignore_errors=True)
         records.create(folder, about)
