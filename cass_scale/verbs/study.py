@@ -27,8 +27,9 @@ from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import evaluate, pretrain, settings, wire
+from cass_scale.verbs import pretrain, rules, settings, wire
 from cass_scale.verbs.folder import free, total_steps
+from cass_scale.verbs.task import held_back
 from cass_scale.verbs.wire import Build, choose_device, without
 
 ROW = (sys.executable, "-m", "cass_scale.verbs.row")
@@ -60,7 +61,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 def settle(config: JSON) -> tuple[JSON, list[Row], Path]:
     """The study as its preset has it, its rows and its folder. Raises ConfigError with everything wrong."""
     problems = Problems()
-    settings.check_values(config, settings.STUDY, problems)
+    settings.check_values(config, rules.STUDY, problems)
     one = dist.world() == 1
     problems.check(one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
@@ -92,7 +93,7 @@ def check(rows: Sequence[Row], build: Build) -> dict[Shape, JSON]:
             if words not in scoring:
                 one = Problems()
                 with one.collecting():
-                    settings.check_values(compose_config("evaluate", words), settings.EVALUATE, one)
+                    settings.check_values(compose_config("evaluate", words), rules.EVALUATE, one)
                 scoring[words] = one.found
             problems.found += scoring[words]
         for problem in dict.fromkeys(problems.found):
@@ -116,7 +117,7 @@ def check_data(configs: Mapping[Shape, JSON], rows: Sequence[Row], build: Build)
     manifest: Manifest = build(without(next(iter(configs.values()))["data"], "noise"))
     Plan(manifest.rows("train"), max(config["train"]["batch_size"] for config in configs.values()), seed=0)
     if any(row.evaluations for row in rows):
-        evaluate.held_back(manifest)
+        held_back(manifest)
     return manifest
 
 
