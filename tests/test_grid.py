@@ -152,6 +152,9 @@ def test_commands_are_what_is_left(tmp_path: Path) -> None:
     records.write_json(place / "run.json", {"schema": 1, "status": "done"})
     left = ["evaluate", "protocol=linear", "labels=[0.1]", f"run.dir={place}", "--quiet"]
     assert study.commands(row, tmp_path) == [left], "the score of all labels is not that of a tenth"
+    for name, about in (("S", {"subset": "S"}), ("folds", {"folds": 5, "labels": 0.1}), ("set", {"elsewhere": True})):
+        records.write_json(place / "evaluate" / f"{name}.json", record | {"protocol": "linear"} | about)
+    assert study.commands(row, tmp_path) == [left], "nor is that of a subset, of folds or of another set"
 
 
 def test_evaluations_that_would_replace_each_other_are_refused() -> None:

@@ -240,6 +240,7 @@ def describe(job: Job, condition: Condition, call: Call) -> JSON:
         "weights": config["weights"],
         "data": {"name": task.test.name, "fingerprint": task.test.fingerprint(), "synthetic": task.test.synthetic},
         "learnt_from": {"name": task.learn.name, "fingerprint": task.learn.fingerprint()},
+        "elsewhere": task.path is not None,
         "shift": task.shift,
         "split": task.split,
         **condition.about,

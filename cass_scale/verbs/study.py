@@ -93,7 +93,9 @@ def check(rows: Sequence[Row], build: Build) -> dict[Shape, JSON]:
             if words not in scoring:
                 one = Problems()
                 with one.collecting():
-                    settings.check_values(compose_config("evaluate", words), rules.EVALUATE, one)
+                    config = compose_config("evaluate", words)
+                    settings.check_values(config, rules.EVALUATE, one)
+                    settings.check_amounts(config, one)
                 scoring[words] = one.found
             problems.found += scoring[words]
         for problem in dict.fromkeys(problems.found):
