@@ -258,5 +258,6 @@ STUDY: dict[str, Rule] = {
     "preset": choice("paper", "quick"),
     "target": choice(*METRICS),
     "jobs": or_null(whole(1)),
+    "keep_checkpoints": BOOL,
     "out": or_null(TEXT),
 }

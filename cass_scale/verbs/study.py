@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -51,7 +52,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder, "out"):
         begin(folder, study, rows, config, slots, call)
-        failed = run_rows(rows, folder, slots, console)
+        failed = run_rows(rows, folder, slots, console, keep=config["keep_checkpoints"])
     console.say(
         f"{len(rows) - failed} of {len(rows)} rows done; next: cass-scale report runs={folder} out={folder}.html"
     )
@@ -184,8 +185,13 @@ def commands(row: Row, folder: Path) -> list[list[str]]:
     return todo + [["evaluate", *words, f"run.dir={place}", "--quiet"] for words in due]
 
 
-def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], console: Console) -> int:
-    """Run all that is left, tell of each row, keep study.json; returns how many failed. Raises Preempted."""
+def run_rows(
+    rows: Sequence[Row], folder: Path, slots: Sequence[str | None], console: Console, *, keep: bool = False
+) -> int:
+    """Run all that is left, tell of each row, keep study.json; returns how many failed. Raises Preempted.
+
+    Checkpoints of rows that are done go, unless they are to be kept: a study of many rows would fill a disk.
+    """
     wait_for_leavers(rows, folder)
     by_name = {row.folder: row for row in rows}
     left = {row.folder: todo for row in rows if (todo := commands(row, folder))}
@@ -204,6 +210,9 @@ def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], con
             console.warn(f"FAILED {row.shown}: {end.why} (log: {end.job.log})")
         else:
             took.append((row.shape, end.seconds))
+            if not keep:
+                for checkpoints in [*(folder / row.folder).rglob("checkpoints")]:  # also of fine-tunings
+                    shutil.rmtree(checkpoints, ignore_errors=True)
         note_end(folder, row, end.why)
         how = "failed" if end.why else f"done in {hours(end.seconds / 3600)}"
         rest = eta(left, by_name, took, len(slots))
