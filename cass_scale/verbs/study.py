@@ -28,8 +28,9 @@ from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import evaluate, pretrain, settings, wire
+from cass_scale.verbs import pretrain, rules, settings, wire
 from cass_scale.verbs.folder import free, total_steps
+from cass_scale.verbs.task import held_back
 from cass_scale.verbs.wire import Build, choose_device, without
 
 ROW = (sys.executable, "-m", "cass_scale.verbs.row")
@@ -61,7 +62,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 def settle(config: JSON) -> tuple[JSON, list[Row], Path]:
     """The study as its preset has it, its rows and its folder. Raises ConfigError with everything wrong."""
     problems = Problems()
-    settings.check_values(config, settings.STUDY, problems)
+    settings.check_values(config, rules.STUDY, problems)
     one = dist.world() == 1
     problems.check(one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
@@ -93,7 +94,9 @@ def check(rows: Sequence[Row], build: Build) -> dict[Shape, JSON]:
             if words not in scoring:
                 one = Problems()
                 with one.collecting():
-                    settings.check_values(compose_config("evaluate", words), settings.EVALUATE, one)
+                    config = compose_config("evaluate", words)
+                    settings.check_values(config, rules.EVALUATE, one)
+                    settings.check_amounts(config, one)
                 scoring[words] = one.found
             problems.found += scoring[words]
         for problem in dict.fromkeys(problems.found):
@@ -117,7 +120,7 @@ def check_data(configs: Mapping[Shape, JSON], rows: Sequence[Row], build: Build)
     manifest: Manifest = build(without(next(iter(configs.values()))["data"], "noise"))
     Plan(manifest.rows("train"), max(config["train"]["batch_size"] for config in configs.values()), seed=0)
     if any(row.evaluations for row in rows):
-        evaluate.held_back(manifest)
+        held_back(manifest)
     return manifest
 
 
@@ -208,7 +211,8 @@ def run_rows(
         else:
             took.append((row.shape, end.seconds))
             if not keep:
-                shutil.rmtree(folder / row.folder / "checkpoints", ignore_errors=True)
+                for checkpoints in [*(folder / row.folder).rglob("checkpoints")]:  # also of fine-tunings
+                    shutil.rmtree(checkpoints, ignore_errors=True)
         note_end(folder, row, end.why)
         how = "failed" if end.why else f"done in {hours(end.seconds / 3600)}"
         rest = eta(left, by_name, took, len(slots))
