@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
+__all__ = ["bench", "doctor", "evaluate", "export", "predict", "pretrain", "report", "shard", "split", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -26,6 +26,16 @@ def pretrain(*overrides: str, **keys: Any) -> dict[str, Any]:
 def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Score the encoders of a run on held-back images; returns the evaluation's record."""
     return dict(_call("evaluate", overrides, keys))
+
+
+def export(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Write the encoders of a run for other programs; returns folder, files and what was compared, by arm."""
+    return dict(_call("export", overrides, keys))
+
+
+def predict(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Answer new images by an evaluated run; returns what was written, `exit_code` 3 with too many unreadable ones."""
+    return dict(_call("predict", overrides, keys))
 
 
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "sets", "report", "energy", "trackers", "cloud")
+EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "sets", "onnx", "report", "energy", "trackers", "cloud")
 SYSTEM_PACKAGES = {"ffcv": "libopencv-dev libturbojpeg0-dev pkg-config"}
 NETWORKS: dict[str, dict[str, Any]] = {"resnet10t": {}, "vit_tiny_patch16_224": {"img_size": 96}}
 MEND = {"torch_build": "pip install --upgrade torch torchvision   (the two of one release)"}

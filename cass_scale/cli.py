@@ -38,6 +38,14 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "score the encoders of a run on held-back images",
         "cass-scale evaluate run.dir=runs/digits protocol=knn",
     ),
+    "export": (
+        "write the encoders of a run for timm or ONNX, with a model card, or upload them",
+        "cass-scale export run.dir=runs/digits to=timm",
+    ),
+    "predict": (
+        "say what is on new images, by an evaluated run, as CSV",
+        "cass-scale predict run.dir=runs/digits images=DIR out=predictions.csv",
+    ),
     "report": (
         "write one HTML page about the runs of a folder",
         "cass-scale report runs=runs out=runs/report.html",
@@ -247,7 +255,7 @@ def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str |
     if isinstance(node, DictConfig):
         some = ", ".join(f"{key}.{name}" for name in list(node)[:3])
         return f"{override.input_line}: {key} is a section; set its keys one by one: {some} ..."
-    embedded = key == "data.path" and "data" in base  # _contradictions has the better words
+    embedded = key == "data.path" and "_target_" in base.get("data", {})  # _contradictions has the better words
     if key in known or embedded or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
         return None
     sections = {k.rpartition(".")[0] for k in known}

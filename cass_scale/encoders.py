@@ -128,11 +128,15 @@ def _is_file(weights: str) -> bool:
     return weights.endswith(".safetensors") or "/" in weights
 
 
-def _create(spec: ArmSpec, image_size: int) -> Any:
-    args = dict(spec.args)
+def timm_args(spec: ArmSpec, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` takes beside the model's name."""
     config = get_pretrained_cfg(spec.model)
-    if config is not None and config.fixed_input_size:
-        args.setdefault("img_size", image_size)
+    fixed = config is not None and config.fixed_input_size
+    return ({"img_size": image_size} if fixed else {}) | dict(spec.args)
+
+
+def _create(spec: ArmSpec, image_size: int) -> Any:
+    args = timm_args(spec, image_size)
     try:
         return timm.create_model(spec.model, pretrained=False, num_classes=0, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
     "types errors words dist rng machine",
     "losses views warp colour encoders schedule precision meter checkpoint records monitor console optim methods.base",
-    "methods data average results charts page samples estimate run selftest evidence",
+    "methods data average results charts page samples estimate run selftest evidence release",
     "ledger train evaluation study checkup",
     "cli verbs measure __init__ __main__",
 )
@@ -33,6 +33,8 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "deepspeed": None,
     "h5py": None,
     "medmnist": None,
+    "onnxruntime": None,
+    "huggingface_hub": None,
 }
 WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
 

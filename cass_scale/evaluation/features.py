@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cass_scale.encoders import Encoder
-from cass_scale.types import Stream
+from cass_scale.types import Batch, Stream
 
 
 class Features(NamedTuple):
@@ -23,23 +22,32 @@ class Features(NamedTuple):
     groups: NDArray[np.int64]  # int64 [N]; -1 = none
 
 
-def extract(
+def embed(
     encoders: Mapping[str, Encoder], stream: Stream, autocast: Callable[[], AbstractContextManager[None]]
-) -> Features:
-    """Features of one epoch of `stream`, in its order, in eval mode; the stream must give labels."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
-    labels, groups = [], []
+) -> Iterator[tuple[Batch, dict[str, NDArray[np.float32]]]]:
+    """Every batch of one epoch of `stream` with its features by arm, [B, dim], in eval mode."""
     for encoder in encoders.values():
         encoder.eval()
     with torch.inference_mode():
         for batch in stream.epoch(0):
             images = batch.images.float() / 255
             with autocast():
-                for name, encoder in encoders.items():
-                    parts[name].append(encoder(images).float().cpu())
-            if batch.label is None:
-                raise ValueError("evaluation needs a stream with labels")
-            labels.append(batch.label.cpu())
-            groups.append(torch.full_like(batch.index, -1).cpu() if batch.group is None else batch.group.cpu())
-    by_arm = {name: torch.cat(some).numpy() for name, some in parts.items()}
+                found = {name: encoder(images).float() for name, encoder in encoders.items()}
+            yield batch, {name: features.cpu().numpy() for name, features in found.items()}
+
+
+def extract(
+    encoders: Mapping[str, Encoder], stream: Stream, autocast: Callable[[], AbstractContextManager[None]]
+) -> Features:
+    """Features of one epoch of `stream`, in its order; the stream must give labels."""
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    labels, groups = [], []
+    for batch, found in embed(encoders, stream, autocast):
+        for name, features in found.items():
+            parts[name].append(features)
+        if batch.label is None:
+            raise ValueError("evaluation needs a stream with labels")
+        labels.append(batch.label.cpu())
+        groups.append(torch.full_like(batch.index, -1).cpu() if batch.group is None else batch.group.cpu())
+    by_arm = {name: np.concatenate(some) for name, some in parts.items()}
     return Features(by_arm, torch.cat(labels).numpy(), torch.cat(groups).numpy())

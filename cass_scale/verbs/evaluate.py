@@ -22,10 +22,11 @@ from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
 from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError, DataError, Problems
+from cass_scale.evaluation import heads
 from cass_scale.evaluation.features import Features, extract
 from cass_scale.evaluation.finetune import finetune
 from cass_scale.evaluation.knn import knn
-from cass_scale.evaluation.linear import linear
+from cass_scale.evaluation.linear import fit
 from cass_scale.evaluation.metrics import scores
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
@@ -60,7 +61,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     with lock(folder), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tuned = job.protocol["name"] == "finetune"
-        found = by_finetuning(job, arms, place, folder / "evaluate" / name) if tuned else by_features(job, arms, place)
+        found = (by_finetuning if tuned else by_features)(job, arms, place, folder / "evaluate" / name)
     record = describe(job, split, place, call) | {
         "arms": found,
         "warnings": sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}),
@@ -211,8 +212,8 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
-def by_features(job: Job, arms: dict[str, Encoder], place: Place) -> JSON:
-    """kNN or linear probe on frozen features; scores per arm."""
+def by_features(job: Job, arms: dict[str, Encoder], place: Place, folder: Path) -> JSON:
+    """kNN or linear probe on frozen features; scores per arm. The probes of the run's own weights stay in `folder`."""
     classes, multilabel, protocol = job.manifest.classes, job.manifest.multilabel, job.protocol
     for encoder in arms.values():
         encoder.to(place.device)
@@ -232,9 +233,11 @@ def by_features(job: Job, arms: dict[str, Encoder], place: Place) -> JSON:
             probability = knn(*known, asked, classes=len(classes), multilabel=multilabel, **keys)
         else:
             held = {"val_x": val.by_arm[name], "val_y": val.labels} if val else {"groups": train.groups}
-            probability, extra["c"] = linear(
-                *known, asked, classes=len(classes), multilabel=multilabel, seed=job.config["seed"], **held
-            )
+            seed = job.config["seed"]
+            head, extra["c"] = fit(*known, classes=len(classes), multilabel=multilabel, seed=seed, **held)
+            probability = head(asked)
+            if job.config["weights"] == "run":
+                heads.keep(folder, name, arms[name], head, classes, multilabel)
         found[name] = scores(test.labels, probability, classes=classes, multilabel=multilabel) | extra
     return found
 
@@ -269,6 +272,9 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
             name, encoder, streams, manifest.classes, counts, views, place.accelerator, todo, run,
             lr=protocol["lr"], weighting=protocol["weighting"],
         )  # fmt: skip
+        link: heads.Link = "sigmoid" if manifest.multilabel else "shares"
+        best = run.checkpoints.folder / "best.pt"
+        heads.keep_tuned(folder, name, encoder, best, link, manifest.classes, manifest.multilabel)
         run.update(status="done", finished=records.now())
         place.accelerator.free_memory()  # it holds on to every model that it has prepared
         truth = labels[rows["test"]].numpy()

@@ -50,6 +50,11 @@ def _list_of(rule: Rule) -> Rule:
     return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
 
 
+def _names() -> Rule:
+    one_or_more = _list_of(TEXT)
+    return (lambda v: TEXT[0](v) or (one_or_more[0](v) and bool(v)), "a name, or a list of names")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -139,6 +144,25 @@ EVALUATE: dict[str, Rule] = {
     "protocol.lr": _number(0),
     "protocol.weighting": _choice("none", "inverse", "official"),
 }
+EXPORT: dict[str, Rule] = {
+    "to": _choice("timm", "onnx", "hub"),
+    "arm": _or_null(_names()),
+    "out": _or_null(TEXT),
+    "runs": _or_null(TEXT),
+    "licence": _or_null(TEXT),
+    "repo": _or_null(TEXT),
+    "private": BOOL,
+}
+PREDICT: dict[str, Rule] = {
+    "evaluation": _or_null(TEXT),
+    "arm": _or_null(_names()),
+    "features": BOOL,
+    "data.max_bad": _number(0, 1),
+    "batch_size": _whole(1),
+    "workers": _auto_or(_whole(0)),
+    "device": DEVICE,
+    "precision": PRECISION,
+}
 VERIFY: dict[str, Rule] = {
     **DATA,
     "few": _whole(1),
@@ -185,6 +209,12 @@ def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> No
         found, value = _find(config, key)
         if found:
             problems.check(good(value), f"{key}={value}: {wanted} is needed")
+
+
+def check_given(config: JSON, wanted: dict[str, str], problems: Problems) -> None:
+    """Note every key of `wanted` that has no text, with what it is for."""
+    for key, what in wanted.items():
+        problems.check(TEXT[0](_find(config, key)[1]), f"{key} is missing: {what}")
 
 
 def refuse_noise(config: JSON, problems: Problems) -> None:
