@@ -6,7 +6,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,7 @@ from cass_scale.records import atomic_write_bytes
 
 HEAD, BODY = ".head.safetensors", ".safetensors"
 Link = Literal["softmax", "sigmoid", "shares"]  # shares: sigmoids, scaled to sum to one
+LINKS = get_args(Link)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ def _read(path: Path) -> Kept:
             mean, weight, bias = (file.get_tensor(name) for name in ("mean", "weight", "bias"))
             about = file.metadata()
         classes = tuple(json.loads(about["classes"]))
+        shapes = [x.shape for x in (mean, weight, bias)]
+        if shapes != [(weight.shape[1],), (len(classes), len(mean)), (len(classes),)] or about["link"] not in LINKS:
+            raise ValueError("its parts do not fit")
         return Kept(Head(mean, weight, bias, about["link"]), classes, json.loads(about["multilabel"]), about["encoder"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no whole head ({error}): evaluate the run again") from error
