@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cass_scale.types import JSON
 FILE = "model.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 BATCHES = (1, 3)
+COLOUR = "\x1b"  # begins what torch paints in its messages
 LIMIT = 2**31  # bytes of one protobuf message
 
 
@@ -42,6 +44,7 @@ def convert(encoder: Encoder) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own deprecations
+            logging.getLogger("onnxscript").setLevel(logging.ERROR)  # what its optimizer leaves as it is
             program = torch.onnx.export(
                 encoder.eval(), (probe(encoder, 2),), dynamo=True, verbose=False, input_names=["images"],
                 output_names=["features"], dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -49,7 +52,7 @@ def convert(encoder: Encoder) -> Any:
     except torch.onnx.OnnxExporterError as error:
         raise ConfigError(
             f"to=onnx: torch {torch.__version__} cannot convert {encoder.spec.model} "
-            f"({str(error).strip().splitlines()[0]}); take to=timm, or another version of torch"
+            f"({str(error).partition(COLOUR)[0].strip().splitlines()[0]}); take to=timm, or another version of torch"
         ) from error
     assert program is not None
     proto = program.model_proto

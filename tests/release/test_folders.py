@@ -155,7 +155,7 @@ def test_other_features_are_noticed(evaluated: Path) -> None:
 
 def test_what_torch_cannot_convert_says_so(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **keys: Any) -> None:
-        raise torch.onnx.OnnxExporterError("no such operator\nlong story")
+        raise torch.onnx.OnnxExporterError("no such operator \x1b[96mStep 2\nlong story")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ConfigError, match=r"cannot convert resnet10t \(no such operator\); take to=timm"):
