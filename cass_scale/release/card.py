@@ -108,7 +108,7 @@ def facts(run: Run, arm: str, encoder: Encoder, terms: Terms) -> dict[str, str]:
     record, data, spec = run.record, run.part("data"), encoder.spec
     others = [plain(v["model"]) for name, v in run.part("arms").items() if name != arm]
     hours, device, versions = run.part("device_hours"), run.part("device"), run.part("versions")
-    bad = f", {len(data['bad'])} unreadable ones left out" if data.get("bad") else ""
+    bad = f", {len(data['bad'])} unreadable left out" if data.get("bad") else ""
     licensed = ", ".join(plain(x) for x in (terms.data, terms.page) if x) or "licence not known here"
     return {
         "Data": f"{plain(data.get('name'))}, {data.get('images')} images{bad}, of which the training split was seen; "

@@ -78,7 +78,7 @@ def test_places_patients_and_classes_stay_in_the_house(tmp_path: Path, encoder: 
     there.spec = ArmSpec("resnet10t", "/home/anna/w/start.safetensors", mean=(0, 0, 0), std=(1, 1, 1))
     text = written(run, there)
     assert not [word for word in ("anna/mri", "anna/w", "/home", "Mustermann", str(tmp_path)) if word in text]
-    assert "1 unreadable ones left out" in text and "start.safetensors" in text
+    assert "1 unreadable left out" in text and "start.safetensors" in text
 
 
 def test_it_says_what_the_run_was(tmp_path: Path, encoder: Encoder) -> None:
