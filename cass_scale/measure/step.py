@@ -26,7 +26,7 @@ from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
 from cass_scale.types import JSON, Batch, Progress
-from cass_scale.verbs import settings, wire
+from cass_scale.verbs import exchange, settings, wire
 from cass_scale.verbs.wire import Build
 
 FIT = "cass_scale.measure.fit"
@@ -84,7 +84,8 @@ class Stepper:
         train = self.config["train"]
         self.device = wire.choose_device(train["device"])
         resolved = precision.resolve(train["precision"], self.device)
-        self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[])
+        handlers = [exchange.gradients(train)]
+        self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[], handlers=handlers)
         self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
         optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
         self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)

@@ -106,6 +106,8 @@ PRETRAIN: dict[str, Rule] = {
     "train.channels_last": BOOL,
     "train.recompute": BOOL,
     "train.compile": _or_null(_choice("default", "reduce-overhead", "max-autotune")),
+    "train.bucket_mb": _whole(1),
+    "train.comm": _choice("fp32", "bf16"),
     "optim.fused": BOOL,
     "train.log_every": _whole(1),
     "train.save_every": _whole(1),
