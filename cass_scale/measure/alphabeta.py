@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 BACKWARD = 2 / 3  # of a step's computing: the backward pass has two matrix products for each one of the forward pass
 FIRST_BUCKET = 2**20  # bytes; DDP's first bucket is small, so that the exchange begins early
 DRAWS = 500
+TINY = 1e-15  # s per byte: measurements that show no cost of size
 
 
 @dataclass(frozen=True)
@@ -142,4 +143,4 @@ def _solve(sizes: NDArray[np.float64], times: NDArray[np.float64], ranks: int) -
     (start, per_byte), *_ = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)
     if start < 0:
         start, per_byte = 0.0, float((columns[:, 1]).sum() / (columns[:, 1] ** 2).sum())
-    return float(start) / (2 * (ranks - 1)), 2 * (ranks - 1) / ranks / float(per_byte)
+    return float(start) / (2 * (ranks - 1)), 2 * (ranks - 1) / ranks / max(float(per_byte), TINY)

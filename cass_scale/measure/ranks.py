@@ -123,9 +123,18 @@ def held(stepper: Stepper) -> dict[str, int]:
     }
 
 
-if __name__ == "__main__":
-    told = child(json.loads(sys.argv[1]))
+def main(job: JSON) -> None:
+    """Print what the first rank found, or what went wrong on any."""
+    try:
+        told = child(job)
+    except Exception as error:  # torchrun's own report would bury it
+        print(json.dumps({"error": f"rank {dist.rank()}: {type(error).__name__}: {error}"}), flush=True)
+        raise
     if dist.rank() == 0:
-        print(json.dumps(told))
+        print(json.dumps(told), flush=True)
     if td.is_initialized():
         td.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

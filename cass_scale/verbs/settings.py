@@ -223,6 +223,21 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.fit": _list_of(TEXT),
         "bench.cuda_only": _list_of(TEXT),
     },
+    "scaling": {
+        "bench.words": _list_of(TEXT),
+        "bench.ranks": _or_null(_list_of(_whole(1))),
+        "bench.sizes": _list_of(_whole(4)),
+        "bench.predict.card": _or_null(TEXT),
+        "bench.predict.mfu": _or_null(_number(0.001, 1)),
+        "bench.predict.overlap": _or_null(_number(0, 1)),
+        "bench.predict.comm": _choice("fp32", "bf16"),
+        "bench.predict.within.alpha_us": _or_null(_number(0)),
+        **dict.fromkeys(("bench.predict.step_ms", "bench.predict.within.beta_gbs"), _or_null(POSITIVE)),
+        **{f"bench.predict.{key}": _whole(1) for key in ("bucket_mb", "accumulate", "gpus_per_node")},
+        **{f"bench.{key}": _whole(2) for key in ("batch", "warmup", "predict.batch", "predict.global_batch")},
+        **{f"bench.{key}": _whole(low) for key, low in (("steps", 3), ("turns", 1), ("repeats", 3))},
+        **{"bench.memory.ranks": _whole(1), "bench.memory.batch": _whole(2), "bench.memory.gib": POSITIVE},
+    },
     "compare": {"bench.a": _RECORD, "bench.b": _RECORD},
 }
 STUDY: dict[str, Rule] = {
