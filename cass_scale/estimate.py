@@ -16,6 +16,7 @@ FLOAT = 4  # bytes: weights, gradients and Adam's two moments are float32, also 
 # How many of them a backend spreads over the ranks: moments, then gradients, then weights (the teacher's too).
 #   Rajbhandari et al. 2020, arXiv 1910.02054, figure 1
 SPREADS = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}
+COPIES = ("zero1", "zero2", "zero3")  # DeepSpeed steps on a copy of its share, also where weights are float32 already
 
 
 def held(trained: int, frozen: int, backend: str = "single", ranks: int = 1) -> dict[str, float]:
@@ -28,6 +29,7 @@ def held(trained: int, frozen: int, backend: str = "single", ranks: int = 1) -> 
         "weights": FLOAT * trained / weights,
         "gradients": FLOAT * trained / gradients,
         "moments": 2 * FLOAT * trained / moments,
+        "copy": FLOAT * trained / ranks if backend in COPIES else 0.0,
         "teacher": FLOAT * frozen / weights,
     }
 

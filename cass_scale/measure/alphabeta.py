@@ -1,7 +1,8 @@
 """What an exchange costs: the alpha-beta model of all-reduces, of the step around them, and its fit to measurements.
 
-benchmarks/README.md, "Scaling", has the formulas in one place. Ring: Patarasuk, Yuan 2009, doi 10.1016/j.jpdc.2008.09.002;
-the two levels and the choice between ring and tree as in NCCL's own estimate (NVIDIA/nccl @ 01afd20, src/graph/tuning.cc).
+benchmarks/README.md, "Scaling", has the formulas in one place. Ring: Patarasuk, Yuan 2009, doi
+10.1016/j.jpdc.2008.09.002; the two levels and the choice between ring and tree as NCCL itself estimates them
+(NVIDIA/nccl @ 01afd20, src/graph/tuning.cc).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def falls_under(share: float, work: Work, cluster: Cluster, sizes: Sequence[int]
 
 
 def hidden_share(work: Work, cluster: Cluster, ranks: int, excess: float) -> float:
-    """The overlap, 0 to 1, that explains how much longer (s) a step took with the exchange of gradients than without."""
+    """The overlap, 0 to 1, that explains by how much (s) a step is longer with the exchange of gradients."""
     whole = exchange(work, cluster, ranks)
     return max(0.0, min(1.0, (whole - excess) / min(whole, BACKWARD * work.compute)))
 
@@ -118,8 +119,8 @@ class Fit:
 def fit(latencies: Mapping[int, Sequence[float]], ranks: int, seed: int = 0) -> Fit:
     """The link behind all-reduces of a ring within one node: bytes -> repeated seconds.
 
-    Relative errors of the medians are least squares, so that small and large messages count alike. Intervals: percentile
-    bootstrap over the repetitions of each size.
+    Relative errors of the medians are least squares, so that small and large messages count alike. Intervals:
+    percentile bootstrap over the repetitions of each size.
     """
     sizes, times = np.array(list(latencies), dtype=float), [np.asarray(some) for some in latencies.values()]
     medians = np.array([median(some) for some in latencies.values()])

@@ -9,7 +9,7 @@ from cass_scale.types import JSON
 
 GIB = 2**30
 WORTH = 0.1  # of the card's memory
-BACKENDS = {"ddp": "single, DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3, FSDP2"}
+BACKENDS = {"ddp": "single, DDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp2": "FSDP2"}
 
 
 def memory_rows(options: JSON, count: Callable[[list[str]], Estimate]) -> JSON:
@@ -36,7 +36,7 @@ def memory_table(memory: JSON) -> str:
     """Markdown: a row per choice of arms, and what the figures say about ZeRO."""
     head = ["parameters, M", "weights", "gradients", "Adam", "teacher", *BACKENDS.values()]
     lines = [
-        f"GiB per rank, {memory['ranks']} ranks, float32 with autocast; activations of {memory['batch']} images in bf16.",
+        f"GiB per rank, {memory['ranks']} ranks, float32 with autocast; activations of {memory['batch']} images, bf16.",
         "",
         f"| arms | {' | '.join(head)} | activations | ZeRO-2 frees |",
         f"|---|{'---:|' * (len(head) + 2)}",
@@ -58,8 +58,8 @@ def _line(name: str, row: JSON, memory: JSON) -> str:
 def _verdict(memory: JSON) -> str:
     rows = memory["rows"].items()
     worth = [name for name, row in rows if saved(row) >= WORTH * memory["gib"] * GIB]
-    rule = f"{100 * WORTH:.0f} % of the card"
-    return f"ZeRO is worth it where ZeRO-2 frees {rule} or more: {_listed(worth)}. Below that DDP is as good, and simpler."
+    rule = f"ZeRO is worth it where ZeRO-2 frees {100 * WORTH:.0f} % of the card or more"
+    return f"{rule}: {_listed(worth)}. Below that DDP is as good, and simpler."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,10 @@ US, MS, GB, MIB = 1e-6, 1e-3, 1e9, 2**20
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number of the model: its key, value, and where it comes from."""
+    """A number of the model, and where it comes from."""
 
-    key: str
     value: Any
-    origin: str  # given | measured | assumed | computed
+    origin: str  # given | measured | assumed | counted | computed
 
 
 def parameters(options: JSON, cost: Estimate, measured: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -42,19 +41,19 @@ def parameters(options: JSON, cost: Estimate, measured: Mapping[str, Any]) -> di
                 f"bench.predict.card={card}: no bf16 peak is known of it; give bench.predict.step_ms, or another card"
             )
         seconds = cost.flops_per_image * options["batch"] / (peak * found["mfu"].value)
-        found["step_ms"] = Parameter("step_ms", seconds / MS, "computed")
+        found["step_ms"] = Parameter(seconds / MS, "computed")
     counted = {"trained": cost.trained, "buffers": cost.buffer_bytes}
     counted |= {key: measured[key] for key in ("gathers", "gathered_per_image")}
-    return found | {key: Parameter(key, value, "counted") for key, value in counted.items()}
+    return found | {key: Parameter(value, "counted") for key, value in counted.items()}
 
 
 def _one(key: str, value: Any, measured: Mapping[str, Any]) -> Parameter:
     if value is not None:
-        return Parameter(key, value, "given")
+        return Parameter(value, "given")
     if measured.get(key) is not None:
-        return Parameter(key, measured[key], "measured")
+        return Parameter(measured[key], "measured")
     short = key.rpartition(".")[2]
-    return Parameter(key, ASSUMED[short], "assumed") if short in ASSUMED else Parameter(key, None, "computed")
+    return Parameter(ASSUMED[short], "assumed") if short in ASSUMED else Parameter(None, "computed")
 
 
 def work(found: Mapping[str, Parameter], batch: float) -> Work:
@@ -84,22 +83,22 @@ def link(keys: Mapping[str, float]) -> Link:
     return Link(keys["alpha_us"] * US, keys["beta_gbs"] * GB)
 
 
-LEVERS = {  # what to change -> the step that comes of it
-    "twice the batch per GPU": lambda w: replace(w, compute=2 * w.compute, gathered=2 * w.gathered),
+LEVERS: dict[str, Callable[[Work], Work]] = {  # what to change -> the step that comes of it
     "train.comm=bf16": lambda w: replace(w, gradients=w.gradients / 2, bucket=w.bucket / 2),
-    "train.accumulate=4": lambda w: replace(w, accumulate=4 * w.accumulate),
-    "train.bucket_mb=100": lambda w: replace(w, bucket=100 / 25 * w.bucket),
+    "twice the batch per GPU": lambda w: replace(w, compute=2 * w.compute, gathered=2 * w.gathered),
+    "four times train.accumulate": lambda w: replace(w, accumulate=4 * w.accumulate),
+    "four times train.bucket_mb": lambda w: replace(w, bucket=w.bucket * 4),
 }
 
 
 def forecast(found: Mapping[str, Parameter], networks: Mapping[str, Mapping[str, float]]) -> dict[str, JSON]:
     """Per network: efficiency by size at a fixed batch per GPU (and with nothing hidden), images/s at a fixed global
     batch against one GPU, where the first falls under ENOUGH, and what each lever makes of that."""
-    ours, told = work(found, found["batch"].value), {}
+    ours, comm, told = work(found, found["batch"].value), found["comm"].value, {}
     for name, keys in networks.items():
         nodes = cluster(found, keys)
         low = falls_under(ENOUGH, ours, nodes, SIZES)
-        changed = {lever: change(ours) for lever, change in LEVERS.items()} if low else {}
+        changed = {lever: change(ours) for lever, change in LEVERS.items() if lever != f"train.comm={comm}"}
         told[name] = {
             "weak": {n: efficiency(ours, nodes, n) for n in SIZES},
             "weak_unhidden": {n: efficiency(replace(ours, overlap=0.0), nodes, n) for n in SIZES},

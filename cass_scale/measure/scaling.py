@@ -51,7 +51,7 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
         figures |= {"fit": asdict(fitted), "model": validated(figures, fitted, bucket)}
         measured = of_this_machine(figures, counted([*common, *options["words"]], options["batch"]))
     found = parameters(options["predict"], cost, measured)
-    figures["parameters"] = [asdict(one) for one in found.values()]
+    figures["parameters"] = {key: asdict(one) for key, one in found.items()}
     figures["networks"] = options["predict"]["between"]
     figures["predicted"] = forecast(found, options["predict"]["between"])
     figures["memory"] = memory_rows(options["memory"], lambda words: counted(words, options["memory"]["batch"]))
@@ -68,7 +68,7 @@ def chosen_ranks(options: JSON) -> list[int]:
     if max(asked) > there or min(asked) != 1:
         raise ConfigError(f"bench.ranks={asked}: give 1 and others up to {there}, the {kind} of this machine")
     if any(options["batch"] % n or options["batch"] // n < 2 for n in asked):
-        raise ConfigError(f"bench.batch={options['batch']}: is not 2 or more images for each of {max(asked)} ranks alike")
+        raise ConfigError(f"bench.batch={options['batch']}: give a number that leaves each of {asked} ranks 2 or more")
     return sorted(set(asked))
 
 
@@ -131,8 +131,7 @@ def work_of(figures: JSON, ranks: int, batch: int, bucket: float, overlap: float
 def validated(figures: JSON, fitted: Fit, bucket: float) -> JSON:
     """Predicted beside measured, for every side of several ranks. The overlap is that of the first of them."""
     nodes = Cluster(max(figures["ranks"]), fitted.link, fitted.link)
-    rows: list[JSON] = []
-    overlap = None
+    rows, overlap = dict[str, JSON](), None
     for name in sorted(figures["sides"], key=lambda name: -int(name.split("x")[1])):
         ranks, batch = map(int, name.split("x"))
         if ranks == 1:
@@ -143,13 +142,10 @@ def validated(figures: JSON, fitted: Fit, bucket: float) -> JSON:
             overlap = hidden_share(work_of(figures, ranks, batch, bucket, 0.0), nodes, ranks, excess)
         work = work_of(figures, ranks, batch, bucket, overlap)
         seconds, measured = step(work, nodes, ranks), median(of_side(figures, name, "exchanged"))
-        rows.append(
-            {
-                "ranks": ranks, "batch": batch, "predicted": seconds, "measured": measured, "excess": excess,
-                "exchange": exchange(work, nodes, ranks), "blocking": blocking(work, nodes, ranks),
-                "error": seconds / measured - 1,
-            }
-        )  # fmt: skip
+        rows[name] = {
+            "exchange": exchange(work, nodes, ranks), "blocking": blocking(work, nodes, ranks), "excess": excess,
+            "predicted": seconds, "measured": measured, "error": seconds / measured - 1,
+        }  # fmt: skip
     return {"overlap": overlap, "rows": rows}
 
 
@@ -167,4 +163,3 @@ def of_this_machine(figures: JSON, cost: Estimate) -> JSON:
         found |= {"overlap": figures["model"]["overlap"]}
         found |= {"within.alpha_us": link["alpha"] / US, "within.beta_gbs": link["beta"] / GB}
     return found
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from cass_scale.measure.memory_table import memory_table
 from cass_scale.measure.predict import ENOUGH, GB, MIB, MS, SIZES, US
@@ -67,10 +68,17 @@ def traffic(figures: JSON) -> str:
     for what, size, dtype, _ in result["sent"]:
         kinds.setdefault(f"{what} of {dtype}", []).append(size)
     parts = [f"{len(sizes)} x {kind}, {sum(sizes) / MIB:.2f} MiB" for kind, sizes in kinds.items()]
-    first, last = (max(result["sent"], key=lambda one: one[1])[3], result["sent"][-1][3])
-    early = f"The largest leaves before {last - first} of the step's {result['operations']} operations up to the last one."
+    whole = result["operations"]
+    gradients = [f"{100 * after / whole:.0f}" for after in leaving(result["sent"])]
+    early = f"Gradients leave after {', '.join(gradients)} % of the step's {whole:,} operations."
     profiled = "" if result["hidden"] is None else f" {100 * result['hidden']:.0f} % of NCCL's time hides (profile)."
     return f"A step of one of {most} ranks brings: {'; '.join(parts)}. {early}{profiled}"
+
+
+def leaving(sent: Sequence[Sequence[Any]]) -> list[int]:
+    """Operations before each all-reduce of gradients: those of the objective's gatherings come first."""
+    gathers = sum(what == "all_gather" for what, *_ in sent)
+    return [after for what, _, _, after in sent if what == "all_reduce"][gathers:]
 
 
 def latencies(figures: JSON) -> str:
@@ -84,8 +92,8 @@ def latencies(figures: JSON) -> str:
     alpha, beta = found["link"]["alpha"] / US, found["link"]["beta"] / GB
     text = (
         f"alpha {alpha:.0f} µs ({found['alpha'][0] / US:.0f} to {found['alpha'][1] / US:.0f}), beta {beta:.2f} GB/s "
-        f"({found['beta'][0] / GB:.2f} to {found['beta'][1] / GB:.2f}), 95 % intervals; at a measured size the curve is "
-        f"off by {100 * found['worst']:.0f} % at most."
+        f"({found['beta'][0] / GB:.2f} to {found['beta'][1] / GB:.2f}), 95 % intervals; at a measured size the curve "
+        f"is off by {100 * found['worst']:.0f} % at most."
     )
     return f"{_rows(f'all-reduce on {most} ranks, bytes | ms, median (range) | bus bandwidth, GB/s', rows)}\n\n{text}"
 
@@ -94,10 +102,10 @@ def model(figures: JSON) -> str:
     """Predicted beside measured."""
     rows = [
         [
-            str(row["ranks"]), str(row["batch"]), *(f"{row[key] / MS:.1f}" for key in ("exchange", "blocking", "excess")),
+            *name.split("x"), *(f"{row[key] / MS:.1f}" for key in ("exchange", "blocking", "excess")),
             f"{row['predicted'] / MS:.0f}", f"{row['measured'] / MS:.0f}", f"{100 * row['error']:+.0f} %",
         ]
-        for row in figures["model"]["rows"]
+        for name, row in figures["model"]["rows"].items()
     ]  # fmt: skip
     head = (
         "ranks | batch per rank | exchange, model, ms | blocking, model, ms | exchange not hidden, measured, ms "
@@ -134,11 +142,12 @@ def _until(under: int | None) -> str:
 
 def constants(figures: JSON) -> str:
     """Every number of the prediction with its origin."""
-    rows = [[f"`bench.predict.{one['key']}`", _text(one["value"]), one["origin"]] for one in figures["parameters"]]
+    known = figures["parameters"].items()
+    rows = [[f"`bench.predict.{key}`", _text(one["value"]), one["origin"]] for key, one in known]
     for name, keys in figures["networks"].items():
         rows.append([f"`bench.predict.between.{name}`", f"{keys['alpha_us']:g} µs, {keys['beta_gbs']:g} GB/s", "given"])
     return _rows("parameter of the prediction | value | origin", rows)
 
 
 def _text(value: float | str) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+    return value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else f"{value:,}"

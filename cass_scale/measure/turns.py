@@ -16,8 +16,8 @@ TAIL = 400  # characters of a failed side's last words
 def in_turns(sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str], None]) -> dict[str, list[JSON]]:
     """Run every side once a turn, in an order that alternates; a side is what follows `python -m`.
 
-    Each prints one JSON object as its last line. One that fails is `{"error": why}`: a line of that form that it printed,
-    else its last words. It is not tried again.
+    Each prints one JSON object as its last line. One that fails is `{"error": why}`, as it printed it, else with its
+    last words; it is not tried again.
     """
     found: dict[str, list[JSON]] = {name: [] for name in sides}
     for turn in range(turns):

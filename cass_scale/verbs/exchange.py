@@ -12,9 +12,9 @@ HOOKS = {"fp32": DDPCommunicationHookType.NO, "bf16": DDPCommunicationHookType.B
 def gradients(train: JSON) -> DistributedDataParallelKwargs:
     """DDP's settings: no search for unused parameters, since every method uses all of its own at every step.
 
-    A static graph and accumulation exclude each other: DDP would stop averaging from the second step on, and say nothing
-    (pytorch/pytorch#187732). torch.compile splits graphs by DDP's buckets itself. Gradients that are never cleared stay
-    outside the buckets, so that a checkpoint holds them alone.
+    A static graph and accumulation exclude each other: DDP would stop averaging from the second step on, and say
+    nothing (pytorch/pytorch#187732). torch.compile splits graphs by DDP's buckets itself. Gradients that are never
+    cleared stay outside the buckets, so that a checkpoint holds them alone.
     """
     return DistributedDataParallelKwargs(
         bucket_cap_mb=train["bucket_mb"],
