@@ -39,7 +39,7 @@ class Cluster:
 
     def all_reduce(self, ranks: int, size: float) -> float:
         """Seconds of an all-reduce of `size` bytes: by the ring, or between nodes by the tree where that is faster."""
-        if ranks < 2:
+        if ranks < 2 or not size:
             return 0.0
         nodes, local = math.ceil(ranks / self.per_node), min(ranks, self.per_node)
         slowest = self.within.beta if nodes == 1 else min(self.within.beta, self.between.beta)

@@ -42,7 +42,7 @@ def memory_table(memory: JSON) -> str:
         f"|---|{'---:|' * (len(head) + 2)}",
         *(_line(name, row, memory) for name, row in memory["rows"].items()),
     ]
-    return "\n".join([*lines, "", _verdict(memory)])
+    return "\n".join([*lines, "", _verdict(memory), *_counted(memory)])
 
 
 def _line(name: str, row: JSON, memory: JSON) -> str:
@@ -60,6 +60,17 @@ def _verdict(memory: JSON) -> str:
     worth = [name for name, row in rows if saved(row) >= WORTH * memory["gib"] * GIB]
     rule = f"ZeRO is worth it where ZeRO-2 frees {100 * WORTH:.0f} % of the card or more"
     return f"{rule}: {_listed(worth)}. Below that DDP is as good, and simpler."
+
+
+def _counted(memory: JSON) -> list[str]:
+    """The formula beside the tensors of a rank that was measured."""
+    if "counted" not in memory:
+        return []
+    parts = [
+        f"{size / 2**20:.1f}{' MiB' if kind == 'weights' else ''} of {kind} ({memory['by_formula'][kind] / 2**20:.1f})"
+        for kind, size in memory["counted"].items()
+    ]
+    return [f"Counted tensor by tensor, a rank measured here holds {', '.join(parts)}; in brackets by formula."]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from cass_scale import machine
 from cass_scale.cli import build as build_node
 from cass_scale.cli import compose_config
 from cass_scale.errors import CassScaleError, ConfigError
-from cass_scale.estimate import Estimate
+from cass_scale.estimate import Estimate, held
 from cass_scale.evidence import Finding
 from cass_scale.measure import peaks
 from cass_scale.measure.alphabeta import Cluster, Fit, Work, blocking, exchange, fit, hidden_share, step
@@ -37,24 +37,29 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     """Measure, fit, hold the model against the measurements, predict. Raises ConfigError before anything is started."""
     options = config["bench"]
     ranks = chosen_ranks(options)
-    common = [f"arms={options['arms']}", f"method={options['method']}"]
+    words = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
     cost = counted([f"arms={options['predict']['arms']}", f"method={options['method']}"], options["predict"]["batch"])
     parameters(options["predict"], cost, {"gathers": 0, "gathered_per_image": 0})  # a card that is not known
-    sides = in_turns(dict(launches(options, ranks, [*common, *options["words"]])), options["turns"], say)
+    sides = in_turns(dict(launches(options, ranks, words)), options["turns"], say)
     if why := failed([result for results in sides.values() for result in results]):
         raise CassScaleError(f"bench name=scaling: {why}")
+    own = counted(words, options["batch"])
     figures: JSON = {"ranks": ranks, "batch": options["batch"], "sides": sides, "device": device_name()}
     measured: JSON = {"gathers": 0, "gathered_per_image": 0}
     if len(ranks) > 1:
         fitted = fit_of(figures)
-        bucket = compose_config("pretrain", [*common, *options["words"]])["train"]["bucket_mb"] * MIB
+        bucket = compose_config("pretrain", words)["train"]["bucket_mb"] * MIB
         figures |= {"fit": asdict(fitted), "model": validated(figures, fitted, bucket)}
-        measured = of_this_machine(figures, counted([*common, *options["words"]], options["batch"]))
+        measured = of_this_machine(figures, own)
     found = parameters(options["predict"], cost, measured)
     figures["parameters"] = {key: asdict(one) for key, one in found.items()}
     figures["networks"] = options["predict"]["between"]
     figures["predicted"] = forecast(found, options["predict"]["between"])
     figures["memory"] = memory_rows(options["memory"], lambda words: counted(words, options["memory"]["batch"]))
+    figures["memory"] |= {
+        "counted": sides[f"{max(ranks)}x{options['batch']}"][0]["held"],
+        "by_formula": held(own.trained, own.parameters - own.trained),
+    }
     return Finding(QUESTION, table(figures), figures)
 
 
