@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,14 +59,25 @@ def pin(cores: int) -> None:
 
 
 def paced(stepper: Stepper, images: torch.Tensor, steps: int) -> dict[str, list[float]]:
-    """Seconds of steps with the exchange of gradients and, in turns, without; ranks begin each together."""
-    wrapped, found = stepper.model, dict[str, list[float]](exchanged=[], alone=[])
+    """Seconds of steps with the exchange of gradients and, in turns, without where there is one; all ranks begin each
+    together."""
+    found: dict[str, list[float]] = {"exchanged": [], "alone": []}
     for _ in range(steps):
-        for name, model in (("exchanged", wrapped), ("alone", stepper.method)):
-            stepper.model = model
-            found[name].append(_together(stepper, images))
-    stepper.model = wrapped
+        found["exchanged"].append(_together(stepper, images))
+        if dist.active():
+            with alone(stepper):
+                found["alone"].append(_together(stepper, images))
     return {name: slowest(times) for name, times in found.items()}
+
+
+@contextmanager
+def alone(stepper: Stepper) -> Iterator[None]:
+    """Inside it steps exchange no gradients; what the objective gathers they do."""
+    wrapped, stepper.model = stepper.model, stepper.method
+    try:
+        yield
+    finally:
+        stepper.model = wrapped
 
 
 def _together(stepper: Stepper, images: torch.Tensor) -> float:

@@ -48,7 +48,8 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     measured: JSON = {"gathers": 0, "gathered_per_image": 0}
     if len(ranks) > 1:
         fitted = fit_of(figures)
-        bucket = compose_config("pretrain", words)["train"]["bucket_mb"] * MIB
+        train = compose_config("pretrain", words)["train"]
+        bucket = train["bucket_mb"] * MIB * (0.5 if train["comm"] == "bf16" else 1.0)  # it is cut in float32
         figures |= {"fit": asdict(fitted), "model": validated(figures, fitted, bucket)}
         measured = of_this_machine(figures, own)
     found = parameters(options["predict"], cost, measured)
