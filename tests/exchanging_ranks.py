@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "bf16": (CONTRAST, "train.comm=bf16"),
     "buckets": (CONTRAST, "train.bucket_mb=1"),
     "accumulate": (CONTRAST, "train.accumulate=2"),
+    "recompute": (CONTRAST, "train.recompute=true"),
     "dino": DINO,
 }
 

@@ -47,6 +47,7 @@ def gradients(one: dict[str, Any]) -> list[Sent]:
 def test_bucket_views_and_a_static_graph_change_no_bit(found: dict[str, Any]) -> None:
     assert found["plain"]["weights"] == found["fp32"]["weights"] == found["buckets"]["weights"]
     assert not found["plain"]["static"] and found["fp32"]["static"]
+    assert found["recompute"]["static"] and found["recompute"]["weights"] == found["plain"]["weights"]
 
 
 @pytest.mark.dist

@@ -232,6 +232,10 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.predict.overlap": _or_null(_number(0, 1)),
         "bench.predict.comm": _choice("fp32", "bf16"),
         "bench.predict.within.alpha_us": _or_null(_number(0)),
+        "bench.predict.between": (
+            lambda v: all(_number(0)[0](one["alpha_us"]) and POSITIVE[0](one["beta_gbs"]) for one in v.values()),
+            "of every network alpha_us of at least 0 and beta_gbs above 0",
+        ),
         **dict.fromkeys(("bench.predict.step_ms", "bench.predict.within.beta_gbs"), _or_null(POSITIVE)),
         **{f"bench.predict.{key}": _whole(1) for key in ("bucket_mb", "accumulate", "gpus_per_node")},
         **{f"bench.{key}": _whole(2) for key in ("batch", "warmup", "predict.batch", "predict.global_batch")},
