@@ -83,11 +83,16 @@ def blocking(work: Work, cluster: Cluster, ranks: int) -> float:
     )
 
 
+def unhidden(work: Work, cluster: Cluster, ranks: int) -> float:
+    """Seconds of the exchange of gradients that a step waits for."""
+    whole = exchange(work, cluster, ranks)
+    return whole - work.overlap * min(whole, BACKWARD * work.compute)
+
+
 def step(work: Work, cluster: Cluster, ranks: int) -> float:
     """Seconds of an optimizer step on `ranks` ranks."""
-    whole = exchange(work, cluster, ranks)
-    open_ = whole - work.overlap * min(whole, BACKWARD * work.compute)
-    return work.accumulate * (work.compute + blocking(work, cluster, ranks)) + open_
+    before = work.accumulate * (work.compute + blocking(work, cluster, ranks))
+    return before + unhidden(work, cluster, ranks)
 
 
 def efficiency(work: Work, cluster: Cluster, ranks: int) -> float:

@@ -18,7 +18,7 @@ from cass_scale.errors import CassScaleError, ConfigError
 from cass_scale.estimate import Estimate, held
 from cass_scale.evidence import Finding
 from cass_scale.measure import peaks
-from cass_scale.measure.alphabeta import Cluster, Fit, Work, blocking, exchange, fit, hidden_share, step
+from cass_scale.measure.alphabeta import Cluster, Fit, Work, blocking, exchange, fit, hidden_share, step, unhidden
 from cass_scale.measure.memory_table import memory_rows
 from cass_scale.measure.predict import GB, MIB, US, forecast, parameters
 from cass_scale.measure.scaling_table import table
@@ -142,15 +142,16 @@ def validated(figures: JSON, fitted: Fit, bucket: float) -> JSON:
         ranks, batch = map(int, name.split("x"))
         if ranks == 1:
             continue
-        pairs = zip(of_side(figures, name, "exchanged"), of_side(figures, name, "alone"), strict=True)
-        excess = median(a - b for a, b in pairs)
+        exchanged, alone = (of_side(figures, name, kind) for kind in ("exchanged", "alone"))
+        excess = median(a - b for a, b in zip(exchanged, alone, strict=True))
         if overlap is None:
             overlap = hidden_share(work_of(figures, ranks, batch, bucket, 0.0), nodes, ranks, excess)
-        work = work_of(figures, ranks, batch, bucket, overlap)
-        seconds, measured = step(work, nodes, ranks), median(of_side(figures, name, "exchanged"))
+        work, measured = work_of(figures, ranks, batch, bucket, overlap), median(exchanged)
+        seconds, waits = step(work, nodes, ranks), unhidden(work, nodes, ranks)
         rows[name] = {
-            "exchange": exchange(work, nodes, ranks), "blocking": blocking(work, nodes, ranks), "excess": excess,
-            "predicted": seconds, "measured": measured, "error": seconds / measured - 1,
+            "exchange": exchange(work, nodes, ranks), "blocking": blocking(work, nodes, ranks), "unhidden": waits,
+            "excess": excess, "predicted": seconds, "measured": measured, "error": seconds / measured - 1,
+            "error_of_exchange": (median(alone) + waits) / measured - 1,
         }  # fmt: skip
     return {"overlap": overlap, "rows": rows}
 

@@ -102,14 +102,17 @@ def model(figures: JSON) -> str:
     """Predicted beside measured."""
     rows = [
         [
-            *name.split("x"), *(f"{row[key] / MS:.1f}" for key in ("exchange", "blocking", "excess")),
-            f"{row['predicted'] / MS:.0f}", f"{row['measured'] / MS:.0f}", f"{100 * row['error']:+.0f} %",
+            *name.split("x"),
+            *(f"{row[key] / MS:.1f}" for key in ("exchange", "blocking", "unhidden", "excess")),
+            *(f"{row[key] / MS:.0f}" for key in ("predicted", "measured")),
+            *(f"{100 * row[key]:+.0f} %" for key in ("error", "error_of_exchange")),
         ]
         for name, row in figures["model"]["rows"].items()
-    ]  # fmt: skip
+    ]
     head = (
-        "ranks | batch per rank | exchange, model, ms | blocking, model, ms | exchange not hidden, measured, ms "
-        "| step, predicted, ms | step, measured, ms | error"
+        "ranks | batch per rank | exchange, model, ms | blocking, model, ms | exchange not hidden, model, ms "
+        "| the same, measured, ms | step, predicted, ms | step, measured, ms | error "
+        "| error beside these ranks' own computing"
     )
     overlap = f"Overlap {figures['model']['overlap']:.2f}, from the first row; computing is that of one rank alone."
     return f"{_rows(head, rows)}\n\n{overlap}"
@@ -143,7 +146,10 @@ def _until(under: int | None) -> str:
 def constants(figures: JSON) -> str:
     """Every number of the prediction with its origin."""
     known = figures["parameters"].items()
-    rows = [[f"`bench.predict.{key}`", _text(one["value"]), one["origin"]] for key, one in known]
+    rows = [
+        [key if one["origin"] == "counted" else f"`bench.predict.{key}`", _text(one["value"]), one["origin"]]
+        for key, one in known
+    ]
     for name, keys in figures["networks"].items():
         rows.append([f"`bench.predict.between.{name}`", f"{keys['alpha_us']:g} µs, {keys['beta_gbs']:g} GB/s", "given"])
     return _rows("parameter of the prediction | value | origin", rows)
