@@ -17,7 +17,7 @@ PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra ta
 
 SHORT = {  # verb -> key as a person writes it -> key in full
     "shard": {"source": "data.path"},
-    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"},
+    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b", "arms": "bench.arms", "method": "bench.method"},
     "study": {"name": "study"},
 }
 

@@ -28,7 +28,7 @@ RIVALS = "measure.rivals"  # what the streams are held against uses the librarie
 DOORS = {  # package -> the modules that may import it when they run; None: any one module
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "accelerate": {"cli", "verbs.wire", "train", "checkpoint"},
+    "accelerate": {"cli", "verbs.wire", "verbs.exchange", "train", "checkpoint"},
     "webdataset": None,
     "ffcv": None,
     "fsspec": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
 from cass_scale.types import JSON, Batch, Progress
-from cass_scale.verbs import settings, wire
+from cass_scale.verbs import exchange, settings, wire
 from cass_scale.verbs.wire import Build
 
 FIT = "cass_scale.measure.fit"
@@ -84,7 +84,8 @@ class Stepper:
         train = self.config["train"]
         self.device = wire.choose_device(train["device"])
         resolved = precision.resolve(train["precision"], self.device)
-        self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[])
+        handlers = [exchange.gradients(train)]
+        self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[], handlers=handlers)
         self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
         optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
         self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)
@@ -94,11 +95,12 @@ class Stepper:
         self.at = Progress(0, 0, 0, 10**9)
 
     def __call__(self, images: torch.Tensor) -> None:
-        """The loop's own update on images uint8 [B, 3, S, S]."""
-        index, train = torch.arange(len(images), device=images.device), self.config["train"]
-        batch = Batch(images, index, label=torch.zeros_like(index))
-        todo = Todo(epochs=1, batch_size=len(images), seed=0, clip=train["clip"], clip_each=train["clip_each"])
-        update(self.model, self.optimizer, iter([batch]), self.views, self.at, self.place.accelerator, todo, self.meter)
+        """The loop's own update on images uint8 [B, 3, S, S], in `train.accumulate` micro-batches."""
+        train = self.config["train"]
+        parts = [Batch(some, rows, label=torch.zeros_like(rows)) for some, rows in _parts(images, train["accumulate"])]
+        keys = {key: train[key] for key in ("accumulate", "clip", "clip_each")}
+        todo = Todo(epochs=1, batch_size=len(images), seed=0, **keys)
+        update(self.model, self.optimizer, iter(parts), self.views, self.at, self.place.accelerator, todo, self.meter)
         self.at = Progress(0, self.at.step + 1, self.at.samples + len(images), self.at.total_samples)
         self.method.after_step(self.at)
         self.meter.settle()
@@ -107,6 +109,11 @@ class Stepper:
         """Random ones, on the device."""
         side = self.config["arms"]["image_size"]
         return torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, device=self.device)
+
+
+def _parts(images: torch.Tensor, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    rows = torch.arange(len(images), device=images.device)
+    return zip(images.chunk(number), rows.chunk(number), strict=True)
 
 
 def child(job: JSON) -> JSON:

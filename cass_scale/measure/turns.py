@@ -16,8 +16,8 @@ TAIL = 400  # characters of a failed side's last words
 def in_turns(sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str], None]) -> dict[str, list[JSON]]:
     """Run every side once a turn, in an order that alternates; a side is what follows `python -m`.
 
-    Each prints one JSON object as its last line. One that fails is `{"error": its last words}`, and is not
-    tried again.
+    Each prints one JSON object as its last line. One that fails is `{"error": why}`, as it printed it, else with its
+    last words; it is not tried again.
     """
     found: dict[str, list[JSON]] = {name: [] for name in sides}
     for turn in range(turns):
@@ -36,7 +36,8 @@ def _run(words: Sequence[str]) -> JSON:
             return result
         except ValueError:
             return {"error": f"its last line is no JSON: {lines[-1][:TAIL]}"}
-    said = done.stderr.strip().splitlines()
+    told = next((line for line in done.stdout.splitlines() if line.startswith('{"error"')), None)
+    said = [json.loads(told)["error"]] if told else done.stderr.strip().splitlines()
     return {"error": (said[-1] if said else f"exit code {done.returncode}")[-TAIL:]}
 
 

@@ -31,7 +31,7 @@ from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import rules, settings, wire
+from cass_scale.verbs import exchange, rules, settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
@@ -44,14 +44,15 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     resolved = precision.resolve(config["train"]["precision"], device)
     refuse_scaled_leftovers(resolved, config)
     folder = Path(config["run"]["dir"] or default_dir(config))
-    place = wire.open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
+    train_keys = config["train"]
+    handlers = [exchange.gradients(train_keys)]
+    place = wire.open_place(device, resolved, project=folder, trackers=train_keys["trackers"], handlers=handlers)
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
     meter = Meter(place.device, place.world, call.born)
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
         ids = wire.training_rows(manifest, kind.needs)
-        train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
         plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], tail=train_keys["tail"], **parts)
     if labels := "label" in kind.needs:

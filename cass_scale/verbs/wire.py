@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import KwargsHandler, broadcast_object_list
 from torch import Tensor
 
 from cass_scale import encoders, machine, optim, precision
@@ -87,7 +87,14 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def open_place(device: torch.device, resolved: precision.Resolved, *, project: Path, trackers: list[str]) -> Place:
+def open_place(
+    device: torch.device,
+    resolved: precision.Resolved,
+    *,
+    project: Path,
+    trackers: list[str],
+    handlers: Sequence[KwargsHandler] = (),
+) -> Place:
     """Accelerate set up for the device and precision that were resolved, whatever its own configuration says."""
     precision.apply(resolved)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it may track the run, not the user
@@ -98,6 +105,7 @@ def open_place(device: torch.device, resolved: precision.Resolved, *, project: P
         log_with=trackers or None,
         project_dir=str(project),
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=list(handlers),
     )
     accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
     return Place(accelerator.device, resolved, accelerator)
