@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|bench\.[ab]|arms\.\w+\.weights))=(.*)", re.DOTALL
+    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|bench\.(?:[ab]|runs)|arms\.\w+\.weights))=(.*)",
+    re.DOTALL,
 )
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
 PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes
@@ -16,7 +17,7 @@ PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra ta
 
 SHORT = {  # verb -> key as a person writes it -> key in full
     "shard": {"source": "data.path"},
-    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"},
+    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b", "arms": "bench.arms", "target": "bench.target"},
     "study": {"name": "study"},
 }
 

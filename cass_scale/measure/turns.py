@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from cass_scale.slots import leave_with_parent
 from cass_scale.types import JSON
 
 TAIL = 400  # characters of a failed side's last words
@@ -23,13 +24,15 @@ def in_turns(sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str]
     for turn in range(turns):
         for name in sorted(sides, reverse=bool(turn % 2), key=list(sides).index):
             if not any("error" in result for result in found[name]):
-                found[name].append(_run(sides[name]))
+                found[name].append(answer(sides[name]))
                 say(f"turn {turn + 1}/{turns}  {name}: {found[name][-1].get('error', 'done')}")
     return found
 
 
-def _run(words: Sequence[str]) -> JSON:
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+def answer(words: Sequence[str]) -> JSON:
+    """What `python -m` with these words prints as its last line; it gets SIGTERM when this process is killed."""
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave_with_parent)
     if done.returncode == 0 and (lines := done.stdout.strip().splitlines()):
         try:
             result: JSON = json.loads(lines[-1])

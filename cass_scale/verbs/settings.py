@@ -50,8 +50,8 @@ def _auto_or(rule: Rule) -> Rule:
     return (lambda v: v == "auto" or rule[0](v), f"auto, or {rule[1]}")
 
 
-def _list_of(rule: Rule) -> Rule:
-    return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
+def _list_of(rule: Rule, least: int = 0) -> Rule:
+    return (lambda v: isinstance(v, list) and len(v) >= least and all(map(rule[0], v)), f"a list, each {rule[1]}")
 
 
 def _is_window(value: Any) -> bool:
@@ -200,6 +200,15 @@ SHARD: dict[str, Rule] = {
     **DATA,
 }
 _RECORD: Rule = (TEXT[0], "the folder of a record")
+_STEPS: dict[str, Rule] = {
+    "bench.arms": TEXT,
+    "bench.words": _list_of(TEXT),
+    "bench.images": _or_null(_whole(2)),
+    "bench.warmup": _whole(1),
+    "bench.steps": _whole(3),
+    "bench.seconds": POSITIVE,
+    "bench.turns": _whole(1),
+}
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
         "bench.images": _whole(1),
@@ -210,16 +219,28 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.turns": _whole(1),
     },
     "step": {
-        "bench.batch_sizes": _list_of(_whole(2)),
-        "bench.words": _list_of(TEXT),
+        **_STEPS,
+        "bench.batch_sizes": _list_of(_whole(2), 1),
         "bench.variants": (lambda v: isinstance(v, dict) and bool(v), "names with lists of overrides"),
-        "bench.warmup": _whole(1),
-        "bench.steps": _whole(3),
-        "bench.seconds": POSITIVE,
-        "bench.turns": _whole(1),
         "bench.memory_gib": _or_null(POSITIVE),
         "bench.fit": _list_of(TEXT),
         "bench.cuda_only": _list_of(TEXT),
+    },
+    "savings": {
+        **_STEPS,
+        "bench.methods": _list_of(TEXT, 1),
+        "bench.recipes": _list_of(TEXT, 1),
+        "bench.batch": _whole(2),
+        "bench.watts": _or_null(POSITIVE),
+        "bench.price_per_hour": _or_null(POSITIVE),
+        "bench.grid_kg_per_kwh": _or_null(POSITIVE),
+        "bench.target": _or_null(_number(0, 1)),
+        "bench.metric": _choice(*METRICS),
+        "bench.protocols": _list_of(_choice("knn", "linear"), 1),
+        "bench.epochs": _whole(1),
+        "bench.looks": _whole(1),
+        "bench.seeds": _list_of(_whole(0), 1),
+        "bench.runs": TEXT,
     },
     "compare": {"bench.a": _RECORD, "bench.b": _RECORD},
 }
