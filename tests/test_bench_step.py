@@ -9,7 +9,7 @@ from cass_scale import encoders
 from cass_scale.cli import compose_config
 from cass_scale.encoders import ArmSpec
 from cass_scale.measure import fit, peaks, step
-from cass_scale.measure.steps_table import as_csv, rows, table
+from cass_scale.measure.steps_table import OVER, as_csv, rows, table
 from cass_scale.types import JSON
 from cass_scale.verbs import wire
 
@@ -17,7 +17,7 @@ SMALL = ["arms=tiny", "arms.image_size=32", "train.device=cpu", "train.precision
 
 
 def job(*words: str, **keys: float) -> JSON:
-    return {"words": [*SMALL, *words], "steps": 4, "warmup": 1, "seconds": 60.0, **keys}
+    return {"config": compose_config("pretrain", [*SMALL, *words]), "steps": 4, "warmup": 1, "seconds": 60.0, **keys}
 
 
 @pytest.mark.parametrize("words", [[], ["train.recompute=true", "optim.fused=false"]])
@@ -103,7 +103,9 @@ def test_the_largest_that_fits_is_found_to_a_sixteenth(limit: int) -> None:
 
 
 def test_less_memory_fits_less() -> None:
-    few, many = (fit.child({"words": SMALL, "memory": size * 2**20}) for size in (200, 800))
+    few, many = (
+        fit.child({"config": compose_config("pretrain", SMALL), "memory": size * 2**20}) for size in (200, 800)
+    )
     assert few["how"] == "counted" and 2 <= few["batch"] < many["batch"]
 
 
@@ -115,20 +117,27 @@ def figures() -> JSON:
     known = {"fp32": None, "tf32": None, "fp16": None, "bf16": None}
     measured = {"name": "cpu", "source": None, "datasheet": known, "matrix_product": {"bf16": 8e11}, "copy": 3e10}
     fitting = {"memory_gib": 48, "sides": {"plain": [{"batch": 96, "how": "by trial"}]}}
-    return {"peaks": measured, "sides": {"plain/8": [one], "big/64": [{"error": "out of memory"}]}, "fit": fitting}
+    over = {f"plain{OVER}/8": [one | {"spans": {"data": 0.1}}]}
+    return {
+        "peaks": measured,
+        "sides": {"plain/8": [one], **over, "big/64": [{"error": "out of memory"}]},
+        "fit": fitting,
+    }
 
 
 def test_shares_of_the_peaks_and_na_where_nothing_is_known() -> None:
-    (row,) = rows(figures())
+    row, streamed = rows(figures())
+    assert row["data_wait"] is None and streamed["data_wait"] == pytest.approx(0.25)
     assert row["train_samples_per_sec"] == pytest.approx(80) and row["mfu_measured"] == pytest.approx(0.1)
     assert row["mfu_datasheet"] is None and row["joule_per_sample"] == 1.0
     text = table(figures())
-    assert "| plain | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % | 2.0 | 1.00 | 3.0 |" in text
+    assert "| plain | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % |  | 2.0 | 1.00 | 3.0 |" in text
+    assert "| plain, over data.path | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % | 25.0 % | 2.0 |" in text
     assert "| big | 64 | failed: out of memory |" in text
     assert "Largest batch in 48 GiB: plain 96 (by trial)." in text
 
 
 def test_the_csv_has_timms_columns() -> None:
-    head, line = as_csv(figures()).splitlines()
+    head, line, _ = as_csv(figures()).splitlines()
     assert head.startswith("model,variant,train_samples_per_sec,train_step_time,train_batch_size,train_img_size")
     assert line.startswith("resnet18+vit,plain,80.0,100.0,8,96,2.0,bf16,1.0,")

@@ -1,4 +1,4 @@
-"""The largest batch that fits into a memory: by trial on CUDA, by counting on a CPU; and the error when one does not."""
+"""The largest batch that fits into a memory: by trial on CUDA, by counting on a CPU; the error when one does not."""
 
 from __future__ import annotations
 

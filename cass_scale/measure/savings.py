@@ -47,19 +47,23 @@ def compose(config: JSON, build: Build) -> Sides:
     problems = Problems()
     problems.check(data.get("path") is not None, "data.path is missing: the images that the sides are timed on")
     settings.refuse_noise(config, problems)
+    both = ", ".join(set(options["methods"]) & set(options["recipes"]))
+    problems.check(not both, f"bench.recipes: {both} is among bench.methods, which train all arms in one run")
     problems.raise_if_any()
     common = [f"arms={options['arms']}", f"train.batch_size={options['batch']}"]
     if (kind := shard_format(data["path"])) and not any(word.startswith("stream=") for word in options["words"]):
         common.append(f"stream={OF_SHARDS[kind][0]}")
     arms = settings.arm_names(compose_config("pretrain", common))
     sides = Sides(tuple(options["methods"]), tuple(options["recipes"]), tuple(arms), {})
+    wrong: dict[str, str] = {}  # problem -> the first side that has it
     for name in sides.names():
         method, _, arm = name.partition("/")
         words = [*common, *options["words"], f"method={method}", *([f"arm={arm}"] if arm else [])]
-        with problems.collecting():
-            one = compose_config("pretrain", words) | {"data": data}
-            pretrain.check(one, build)
-            sides.configs[name] = one
-    if problems.found:
-        raise ConfigError(*dict.fromkeys(problems.found))
+        try:
+            sides.configs[name] = compose_config("pretrain", words) | {"data": data}
+            pretrain.check(sides.configs[name], build)
+        except ConfigError as error:
+            wrong = dict.fromkeys(error.problems, name) | wrong
+    if wrong:
+        raise ConfigError(*(f"{problem} (side {name})" for problem, name in wrong.items()))
     return sides

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 
 from cass_scale import published, robustness
 from cass_scale.claims import MINUS, shown
+from cass_scale.grid import SEEDS_FOR_INTERVAL
 from cass_scale.measure import reach_table
 from cass_scale.measure.turns import failed, spread
 from cass_scale.robustness import Estimate, Floats
@@ -76,18 +76,26 @@ class Cost:
         """FLOP/s."""
         return self.flops / float(self.mean(seconds).value)
 
-    def share(self, span: str) -> float:
-        """Of the time, that a span took: median over turns."""
-        parts: list[float] = [
-            sum(r["spans"][span] for r in turn) / sum(sum(r["times"]) for r in turn)
-            for turn in zip(*self.results, strict=True)
-        ]
-        return median(parts)
+    def share(self, part: Callable[[JSON], float]) -> float:
+        """Of the time of an image, that a part of it took: median over turns."""
+        return float(np.median(self.by_turn(part) / self.by_turn(seconds)))
 
 
 def seconds(result: JSON) -> float:
     """Per image, waiting for it included."""
     return float(sum(result["times"]) / (len(result["times"]) * result["batch"]))
+
+
+def _span(name: str) -> Callable[[JSON], float]:
+    return lambda result: float(result["spans"][name] / (len(result["times"]) * result["batch"]))
+
+
+def _upkeep(result: JSON) -> float:
+    """Per image: the optimizer, and what follows it."""
+    return float(result["optimizer"] / result["batch"]) + _span("after")(result)
+
+
+SHARES = {"waiting for data": _span("data"), "views": _span("views"), "optimizer, teacher's mean": _upkeep}
 
 
 def hours(result: JSON) -> float:
@@ -148,13 +156,15 @@ def _head(figures: JSON, sides: Sides, options: JSON) -> str:
         f"stream over {data['name']}{' (synthetic)' if data['synthetic'] else ''}, {options['turns']} turns"
     )
     words = f"; every side with {' '.join(options['words'])}" if options["words"] else ""
-    return f"{told}{words}. Intervals are 95 %, over turns, paired where two sides are compared."
+    intervals = "Intervals are 95 %, over turns, paired where two sides are compared."
+    few = f"{options['turns']} turns: an interval needs {SEEDS_FOR_INTERVAL}, so none is given."
+    return f"{told}{words}. {few if options['turns'] < SEEDS_FOR_INTERVAL else intervals}"
 
 
 def _costs(figures: JSON, sides: Sides, options: JSON) -> str:
     extra = _factors(figures, options)
     head = ["run", "images/s, median (range)", "device-hours per million images", "GFLOP per image", "TFLOP/s"]
-    head += ["waiting for data", "views", "parameters, M", "peak memory, GiB", *(name for name, _ in extra)]
+    head += [*SHARES, "parameters, M", "peak memory, GiB", *(name for name, _ in extra)]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for words, names in rows(sides):
         one = cost(figures, names)
@@ -168,7 +178,7 @@ def _costs(figures: JSON, sides: Sides, options: JSON) -> str:
             shown(one.mean(hours), "{:.3g}"),
             f"{one.flops / 1e9:.4g}",
             f"{one.rate / 1e12:.3g}",
-            *(f"{100 * one.share(span):.1f} %" for span in ("data", "views")),
+            *(f"{100 * one.share(part):.1f} %" for part in SHARES.values()),
             f"{sum(side[0]['parameters'] for side in one.results) / 1e6:.1f}",
             f"{max(r['peak_memory'] for side in one.results for r in side) / 2**30:.1f}",
             *(shown(one.mean(value), "{:.3g}") for _, value in extra),
@@ -222,10 +232,10 @@ def _why(figures: JSON, sides: Sides) -> str:
     if not far:
         return f"Measured and counted savings agree within {POINTS} points."
     return (
-        f"More than {POINTS} points apart: {'; '.join(far)}. A side with more FLOP/s saves more time than FLOPs. "
-        "What is timed and not counted: views, waiting, normalisation and other memory traffic, and what the optimizer "
-        "and a teacher's mean do to every parameter at every step; that weighs most where arms and batches are small, "
-        "and heads and their prototypes large."
+        f"More than {POINTS} points apart: {'; '.join(far)}. Timed and not counted are waiting, views, what the "
+        "optimizer and a teacher's mean do to every parameter at every step (their shares are above), and memory "
+        "traffic: of norms, small crops and small batches. Where a side has more FLOP/s it saves more time than FLOPs; "
+        "one arm alone also differs from both by its own FLOP/s."
     )
 
 

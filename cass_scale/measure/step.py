@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, pairwise, repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from cass_scale.evidence import Finding
 from cass_scale.machine import cpu_name
 from cass_scale.measure import peaks
 from cass_scale.measure.energy import Energy
-from cass_scale.measure.steps_table import as_csv, table
+from cass_scale.measure.steps_table import OVER, as_csv, table
 from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
@@ -35,7 +36,7 @@ from cass_scale.verbs.wire import Build, without
 
 FIT = "cass_scale.measure.fit"
 QUESTION = "Step: one training step over batch sizes and what makes it faster"
-SPANS = ("data", "views", "step")  # of the loop's meter; the rest is mostly the method's own work after a step
+SPANS = ("data", "views", "step", "after")  # of the meter; after: the method's own work after a step, a teacher's mean
 
 
 def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
@@ -53,7 +54,7 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     sides = {f"{name}/{size}": side(one, options) for (name, size), one in composed.items()}
     if config["data"].get("path"):
         seen = composed[pairs[0]] | {"data": config["data"]}
-        sides[f"{first}, over data.path/{sizes[0]}"] = side(seen, options, images=options["images"])
+        sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
     figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
     if options["memory_gib"]:
         memory = int(options["memory_gib"] * 2**30)
@@ -110,7 +111,8 @@ class Stepper:
         """The loop's own update on the next of `batches`."""
         update(self.model, self.optimizer, batches, self.views, self.at, self.place.accelerator, self.todo, self.meter)
         self.at = Progress(0, self.at.step + 1, self.at.samples + self.todo.batch_size, self.at.total_samples)
-        self.method.after_step(self.at)
+        with self.meter("after"):
+            self.method.after_step(self.at)
         self.meter.settle()
 
     def images(self, number: int) -> Iterator[Batch]:
@@ -171,6 +173,7 @@ def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
         "precision": stepper.place.precision.name,
         "joules": energy.joules,
         "peak_memory": peak_memory(stepper.device),
+        "optimizer": optimizer_alone(stepper),
         "parameters": stepper.parameters,
         "flops_per_image": counted(config, stepper.todo.batch_size).flops_per_image,
         "image_size": config["arms"]["image_size"],
@@ -178,7 +181,14 @@ def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
     }
 
 
-def timed(work: Callable[[], None], device: torch.device, steps: int, seconds: float) -> list[float]:
+def optimizer_alone(stepper: Stepper) -> float:
+    """Seconds of one optimizer step over all trained parameters, whose FLOPs nobody counts: median of five."""
+    for parameter in stepper.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    return median(timed(stepper.optimizer.step, stepper.device, steps=5, seconds=60.0))
+
+
+def timed(work: Callable[[], object], device: torch.device, steps: int, seconds: float) -> list[float]:
     """Seconds of each of `steps` calls, at least 3 and otherwise no longer than `seconds`; on CUDA by events."""
     begun, marks = time.perf_counter(), [_mark(device)]
     while len(marks) <= steps and (len(marks) <= 3 or time.perf_counter() - begun < seconds):
