@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|bench\.(?:[ab]|runs)|arms\.\w+\.weights))=(.*)",
+    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|A|B|bench\.(?:[ab]|runs)|arms\.\w+\.weights))=(.*)",
     re.DOTALL,
 )
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")

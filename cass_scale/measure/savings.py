@@ -13,10 +13,11 @@ from cass_scale.evidence import Finding
 from cass_scale.measure import reach
 from cass_scale.measure.savings_page import page
 from cass_scale.measure.savings_table import Sides, tables
-from cass_scale.measure.step import side
+from cass_scale.measure.step import counted, side
 from cass_scale.measure.turns import in_turns
 from cass_scale.types import JSON
-from cass_scale.verbs import evaluate, pretrain, settings, wire
+from cass_scale.verbs import pretrain, settings, wire
+from cass_scale.verbs.task import held_back
 from cass_scale.verbs.wire import Build
 
 QUESTION = "Savings: CASS beside DINO on the same images, measured, counted and published"
@@ -29,8 +30,11 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     manifest: Manifest = build(wire.without(config["data"], "noise"))
     Plan(manifest.rows("train")[: options["images"]], options["batch"], seed=0)  # raises where images are too few
     if options["target"] is not None:
-        evaluate.held_back(manifest)  # raises without labels
-    words = {name: side(one, options, images=options["images"]) for name, one in sides.configs.items()}
+        held_back(manifest)  # raises without labels
+    flops = {name: counted(one, options["batch"]).flops_per_image for name, one in sides.configs.items()}
+    words = {
+        name: side(one, options, images=options["images"], flops=flops[name]) for name, one in sides.configs.items()
+    }
     figures: JSON = {
         "data": {"name": manifest.name, "images": len(manifest.rows("train")), "synthetic": manifest.synthetic},
         "sides": in_turns(words, options["turns"], say),

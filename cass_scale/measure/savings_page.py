@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cass_scale import charts
-from cass_scale.charts import Axis, Chart, Line
 from cass_scale.errors import MissingExtra
 from cass_scale.measure.savings_table import BOTH, Sides, cost, hours, rows, saving
 from cass_scale.page import filled
@@ -24,7 +23,8 @@ def page(question: str, figures: JSON, sides: Sides, options: JSON, say: Callabl
         "savings": _savings(figures, sides),
     }
     try:
-        return {PAGE: filled("savings.html.j2", values | {"charts": [flops_against_hours(figures, sides)]})}
+        drawn = charts.flops_against_hours(_points(figures, sides), "a million images")
+        return {PAGE: filled("savings.html.j2", values | {"charts": [drawn]})}
     except MissingExtra as why:
         say(f"{PAGE} is left out: {why}")
         return {}
@@ -51,13 +51,7 @@ def _savings(figures: JSON, sides: Sides) -> list[JSON]:
     return found
 
 
-def flops_against_hours(figures: JSON, sides: Sides) -> Chart:
-    """A point per run: on a line through the origin, time is what the FLOPs say."""
-    lines = []
-    for number, name in enumerate(sides.names()):
-        one = cost(figures, [name])
-        if not one.why:
-            took = one.mean(hours)
-            lines.append(Line(name, [one.flops / 1e9], [took.value], number % 6, number // 6, bars=[took.interval]))
-    caption = "Device-hours per million images, with 95 % intervals. Points on one line through zero have equal FLOP/s."
-    return charts.draw("FLOPs against hours", caption, lines, axis=Axis("GFLOP per image"))
+def _points(figures: JSON, sides: Sides) -> list[charts.Cost]:
+    known = [(name, cost(figures, [name])) for name in sides.names()]
+    found = [(name, one.flops * 1e6, one.mean(hours)) for name, one in known if not one.why]
+    return [(name, flops, took.value, took.interval) for name, flops, took in found]

@@ -175,7 +175,7 @@ def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
         "peak_memory": peak_memory(stepper.device),
         "optimizer": optimizer_alone(stepper),
         "parameters": stepper.parameters,
-        "flops_per_image": counted(config, stepper.todo.batch_size).flops_per_image,
+        "flops_per_image": job.get("flops") or counted(config, stepper.todo.batch_size).flops_per_image,
         "image_size": config["arms"]["image_size"],
         "models": [spec.model for spec in settings.arm_specs(config).values()],
     }
