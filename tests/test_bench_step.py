@@ -14,6 +14,7 @@ from cass_scale.types import JSON
 from cass_scale.verbs import wire
 
 SMALL = ["arms=tiny", "arms.image_size=32", "train.device=cpu", "train.precision=fp32", "train.batch_size=4"]
+ON_CUDA = ["arms=tiny", "arms.image_size=64", "arms.global_size=64", "arms.local_size=32", "train.device=cuda"]
 
 
 def job(*words: str, **keys: float) -> JSON:
@@ -141,3 +142,13 @@ def test_the_csv_has_timms_columns() -> None:
     head, line, _ = as_csv(figures()).splitlines()
     assert head.startswith("model,variant,train_samples_per_sec,train_step_time,train_batch_size,train_img_size")
     assert line.startswith("resnet18+vit,plain,80.0,100.0,8,96,2.0,bf16,1.0,")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["fp16", "fp32"])
+def test_a_side_on_cuda_tells_its_parts_apart(name: str) -> None:
+    config = compose_config("pretrain", [*ON_CUDA, "method=dino_small", "arm=vit", f"train.precision={name}"])
+    result = step.child({"config": config, "steps": 4, "warmup": 2, "seconds": 60.0})
+    assert result["optimizer"] > 0 and result["spans"]["after"] > 0 and result["spans"]["views"] > 0
+    assert sum(result["spans"].values()) < 1.1 * sum(result["times"])
