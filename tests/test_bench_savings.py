@@ -112,8 +112,9 @@ def test_the_page_has_bars_and_a_point_per_run(monkeypatch: pytest.MonkeyPatch) 
     assert savings_page.page("How much?", found, SIDES, OPTIONS, said.append) == {} and "cass-scale[report]" in said[0]
 
 
-def here(sides: dict[str, list[str]], turns: int, say: Callable[[str], None]) -> dict[str, list[JSON]]:
+def here(sides: dict[str, list[str]], turns: int, say: Callable[[str], None], *, stay: bool) -> dict[str, list[JSON]]:
     """In place of processes: every side once, in this one."""
+    assert stay
     return {name: [step.child(json.loads(words[1]))] * turns for name, words in sides.items()}
 
 
@@ -134,7 +135,7 @@ def test_every_side_trains_on_the_same_images_and_a_record_is_left(
 
 
 def test_all_that_is_wrong_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(savings, "in_turns", lambda *_: pytest.fail("nothing may start"))
+    monkeypatch.setattr(savings, "in_turns", lambda *_, **__: pytest.fail("nothing may start"))
     data = pictures(tmp_path / "set", 12)
     for words, said in (
         ([], "data.path is missing"),

@@ -32,12 +32,11 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     if options["target"] is not None:
         held_back(manifest)  # raises without labels
     flops = {name: counted(one, options["batch"]).flops_per_image for name, one in sides.configs.items()}
-    words = {
-        name: side(one, options, images=options["images"], flops=flops[name]) for name, one in sides.configs.items()
-    }
+    more = {"images": options["images"], "stay": options["stay"]}
+    words = {name: side(one, options, flops=flops[name], **more) for name, one in sides.configs.items()}
     figures: JSON = {
         "data": {"name": manifest.name, "images": len(manifest.rows("train")), "synthetic": manifest.synthetic},
-        "sides": in_turns(words, options["turns"], say),
+        "sides": in_turns(words, options["turns"], say, stay=options["stay"]),
     }
     if options["target"] is not None:
         figures["target"] = reach.run(sides.configs, manifest, options, say)

@@ -23,7 +23,7 @@ def page(question: str, figures: JSON, sides: Sides, options: JSON, say: Callabl
         "savings": _savings(figures, sides),
     }
     try:
-        drawn = charts.flops_against_hours(_points(figures, sides), "a million images")
+        drawn = charts.flops_against_hours(_points(figures, sides), "a million images, all arms")
         return {PAGE: filled("savings.html.j2", values | {"charts": [drawn]})}
     except MissingExtra as why:
         say(f"{PAGE} is left out: {why}")
@@ -34,7 +34,13 @@ def _costs(figures: JSON, sides: Sides) -> list[JSON]:
     """Bars of hours: words without the markdown, hours, and the share of the longest."""
     known = [(words.replace("*", ""), names, cost(figures, names)) for words, names in rows(sides)]
     found: list[JSON] = [
-        {"words": words, "hours": one.mean(hours), "flops": one.flops, "rate": one.rate, "ours": len(names) == 1}
+        {
+            "words": words,
+            "hours": one.mean(hours),
+            "flops": one.flops,
+            "rate": one.rate,
+            "ours": names[0] in sides.methods,
+        }
         for words, names, one in known
         if not one.why
     ]
@@ -52,6 +58,7 @@ def _savings(figures: JSON, sides: Sides) -> list[JSON]:
 
 
 def _points(figures: JSON, sides: Sides) -> list[charts.Cost]:
-    known = [(name, cost(figures, [name])) for name in sides.names()]
+    """What it takes to train all arms, by every method and recipe."""
+    known = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.methods, *sides.recipes)]
     found = [(name, one.flops * 1e6, one.mean(hours)) for name, one in known if not one.why]
     return [(name, flops, took.value, took.interval) for name, flops, took in found]

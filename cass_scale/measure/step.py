@@ -6,8 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, pairwise, repeat
 from pathlib import Path
 from statistics import median
@@ -139,16 +140,25 @@ class Stepper:
         return wire.open_stream(node, build, manifest, plan, size, self.place, keep=keep, with_labels=labels)
 
 
-def child(job: JSON) -> JSON:
-    """Seconds of each step after the warm-up, with what they take: on random images, or on `images` of the data."""
+@contextmanager
+def ready(job: JSON) -> Iterator[Callable[[], JSON]]:
+    """What times one turn of a side: on random images, or with `images` on so many of its data."""
     config = job["config"]
     stepper = Stepper(config)
     if "images" not in job:
-        return measured(stepper, stepper.images(config["train"]["batch_size"] // config["train"]["accumulate"]), job)
+        some = config["train"]["batch_size"] // config["train"]["accumulate"]
+        yield partial(measured, stepper, stepper.images(some), job)
+        return
     with closing(stepper.stream(job["images"])) as stream:
         for _ in stream.epoch(0):  # read once: later epochs are what pretraining spends its time in
             pass
-        return measured(stepper, (batch for epoch in count(1) for batch in stream.epoch(epoch)), job)
+        yield partial(measured, stepper, (batch for epoch in count(1) for batch in stream.epoch(epoch)), job)
+
+
+def child(job: JSON) -> JSON:
+    """One turn: seconds of each step after the warm-up, with what they take."""
+    with ready(job) as turn:
+        return turn()
 
 
 def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
@@ -185,7 +195,9 @@ def optimizer_alone(stepper: Stepper) -> float:
     """Seconds of one optimizer step over all trained parameters, whose FLOPs nobody counts: median of five."""
     for parameter in stepper.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    return median(timed(stepper.optimizer.step, stepper.device, steps=5, seconds=60.0))
+    found = median(timed(stepper.optimizer.step, stepper.device, steps=5, seconds=60.0))
+    stepper.optimizer.zero_grad(set_to_none=True)
+    return found
 
 
 def timed(work: Callable[[], object], device: torch.device, steps: int, seconds: float) -> list[float]:
@@ -220,4 +232,10 @@ def counted(config: JSON, batch: int) -> Estimate:
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(json.loads(sys.argv[1]))))
+    with ready(json.loads(sys.argv[1])) as one_turn:
+        if json.loads(sys.argv[1]).get("stay"):
+            for _ in sys.stdin:
+                print(json.dumps(one_turn()), flush=True)
+                torch.cuda.empty_cache()  # others need it now; without CUDA nothing happens
+        else:
+            print(json.dumps(one_turn()))

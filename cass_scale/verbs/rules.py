@@ -262,6 +262,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.methods": some_of(TEXT),
         "bench.recipes": some_of(TEXT),
         "bench.batch": whole(2),
+        "bench.stay": BOOL,
         "bench.watts": or_null(POSITIVE),
         "bench.price_per_hour": or_null(POSITIVE),
         "bench.grid_kg_per_kwh": or_null(POSITIVE),
