@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from cass_scale import encoders
+from cass_scale import bench, encoders
 from cass_scale.cli import compose_config
 from cass_scale.encoders import ArmSpec
 from cass_scale.measure import fit, peaks, step
 from cass_scale.measure.steps_table import OVER, as_csv, rows, table
 from cass_scale.types import JSON
 from cass_scale.verbs import wire
+from tests.short_runs import pictures
 
 SMALL = ["arms=tiny", "arms.image_size=32", "train.device=cpu", "train.precision=fp32", "train.batch_size=4"]
 ON_CUDA = ["arms=tiny", "arms.image_size=64", "arms.global_size=64", "arms.local_size=32", "train.device=cuda"]
@@ -31,6 +35,20 @@ def test_a_side_times_the_loops_own_step(words: list[str]) -> None:
 
 def test_time_is_up_after_three_steps() -> None:
     assert len(step.child(job(seconds=1e-9))["times"]) == 3
+
+
+def test_with_images_one_side_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_the_last(sides: dict[str, list[str]], turns: int, say: object) -> dict[str, list[JSON]]:
+        *others, last = sides
+        return {name: [{"error": "left out"}] for name in others} | {last: [step.child(json.loads(sides[last][1]))]}
+
+    monkeypatch.setattr(step, "in_turns", only_the_last)
+    monkeypatch.setattr(step, "measured_peaks", lambda say: figures()["peaks"])
+    own = [*(word for word in SMALL[1:] if "batch" not in word), "stream.workers=0"]
+    words = [f"bench.words={own}", "bench.steps=3", "bench.batch_sizes=[4]"]
+    text = bench("name=step", f"data.path={pictures(tmp_path / 'set', 9)}", *words, quiet=True)["table"]
+    (row,) = [line for line in text.splitlines() if line.startswith("| plain, over data.path | 4 | fp32 |")]
+    assert 0 < float(row.split(" | ")[7].removesuffix(" %")) < 100
 
 
 def test_training_moves_the_weights() -> None:

@@ -15,7 +15,7 @@ def table(target: JSON, methods: Sequence[str], recipes: Sequence[str], arms: Se
     """Per protocol: hours of every side, per arm and of all arms, and what each method saves against each recipe."""
     head = (
         f"Hours to {target['metric']} {target['target']:g} on held-back images: training alone, looked at every "
-        f"{target['every']:.4g} steps of at most {target['steps']} ({target['epochs']} epochs); evaluation is off the "
+        f"{target['every']:.4g} steps of at most {target['steps']} (epochs: {target['epochs']}); evaluation is off the "
         "clock. All arms: a method's one run until the last arm is there, the sum of a recipe's runs."
     )
     parts = [head]

@@ -60,7 +60,7 @@ def _last_words(said: str, code: int) -> JSON:
 
 @contextmanager
 def staying(words: Sequence[str]) -> Iterator[Callable[[], JSON]]:
-    """Asks a process for an object, again and again; it starts when first asked, and its input ends with the context."""
+    """Asks a process for an object, again and again; it starts when first asked and ends with the context."""
     started: list[subprocess.Popen[str]] = []
     with TemporaryFile("w+", errors="replace") as said, ExitStack() as alive:
 
