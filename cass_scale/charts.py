@@ -152,6 +152,21 @@ def _probed(run: Run) -> list[str]:
     return [a for a in run.part("arms") if a in found] + sorted(found - run.part("arms").keys())
 
 
+Cost = tuple[str, float, float, tuple[float, float] | None]  # whose, FLOPs, hours, and the interval of these
+
+
+def flops_against_hours(costs: Sequence[Cost], of: str) -> Chart:
+    """A point for each, of equal work: `of` an image, a run."""
+    most = max((flops for _, flops, _, _ in costs), default=1.0)
+    unit, size = next(((u, s) for u, s in (("P", 1e15), ("T", 1e12)) if most >= 10 * s), ("G", 1e9))
+    lines = [
+        Line(what, [flops / size], [hours], number % 6, number // 6, bars=[interval])
+        for number, (what, flops, hours, interval) in enumerate(costs)
+    ]
+    caption = f"Device-hours of {of}, with 95 % intervals. Points on one line through zero have equal FLOP/s."
+    return draw("FLOPs against hours", caption, lines, axis=Axis(f"{unit}FLOP of {of}"))
+
+
 COSINE = "Mean cosine between the outputs of different images: 1 means every image gets the same answer."
 RANK = "RankMe: how many directions are in use. Near 1 means collapse."
 PAIRS = "Loss on true pairs and on shuffled pairs: where the two lines meet, nothing about the image is learnt."

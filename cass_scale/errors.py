@@ -51,6 +51,10 @@ class NonFinite(CassScaleError):
     """The loss is NaN or infinite; the last checkpoint is from before."""
 
 
+class TooLarge(CassScaleError):
+    """The device's memory is too small for the batch; the message names the largest that fits."""
+
+
 class Preempted(CassScaleError):
     """The run was asked to stop and has saved; the same command continues it."""
 

@@ -51,6 +51,17 @@ def _of_studies(found: list[Study]) -> JSON:
 
 def render(template: str, values: JSON, out: Path) -> None:
     """Write a template of `templates/` to the file `out`. Raises ConfigError and MissingExtra as `report` does."""
+    page = filled(template, values)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        records.atomic_write_text(out, page)
+    except OSError as why:
+        problem = f"out={out} cannot be written ({why.strerror}); name a file in a writable folder"
+        raise ConfigError(problem) from why
+
+
+def filled(template: str, values: JSON) -> str:
+    """A template of `templates/` with its values. Raises MissingExtra without jinja2."""
     try:
         from jinja2 import ChainableUndefined, Environment, FileSystemLoader
     except ImportError as why:
@@ -76,13 +87,7 @@ def render(template: str, values: JSON, out: Path) -> None:
         "percent": partial(interval, form=lambda value: f"{100 * value:.1f} %".replace("-", MINUS)),
         "tenthousandths": partial(interval, form=lambda value: f"{1e4 * value:.2f}".replace("-", MINUS)),
     }
-    page = environment.get_template(template).render(values)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        records.atomic_write_text(out, page)
-    except OSError as why:
-        problem = f"out={out} cannot be written ({why.strerror}); name a file in a writable folder"
-        raise ConfigError(problem) from why
+    return str(environment.get_template(template).render(values))
 
 
 def _page(runs: list[Run], notes: list[str]) -> JSON:

@@ -45,6 +45,11 @@ def hours() -> dict[str, tuple[float, float]]:
     return {name: (_hours(*both["dino"]), _hours(*both["cass"])) for name, both in sets.items()}
 
 
+def training_images() -> dict[str, int]:
+    """Of the sets of Table 2."""
+    return {name: both["images"] for name, both in tables()["hours"]["sets"].items()}
+
+
 def _hours(hours: int, minutes: int) -> float:
     return hours + minutes / 60
 

@@ -97,12 +97,13 @@ def _start(job: Job, device: str | None, beside: int) -> _Running:
             stdout=log,
             stderr=log,
             env=environment,
-            preexec_fn=_leave_with_parent,
+            preexec_fn=leave_with_parent,
         )
     return _Running(job, process, time.monotonic(), said)
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
+    """For a child, between fork and exec: SIGTERM when its parent is killed (on Linux)."""
     if _libc is not None:
         _libc.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 

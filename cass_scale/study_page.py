@@ -188,7 +188,9 @@ def _costs(study: Study) -> JSON:
             total = mean_of(study.hours(row, setting, "total"))
             rows.append({"row": row, "train": took, "total": total, "flops": counted, "rate": rate})
             longest = max(longest, took.value)
-    return {"setting": setting, "rows": rows, "longest": longest or 1.0}
+    points = [(row["row"], row["flops"], row["train"].value, row["train"].interval) for row in rows if row["flops"]]
+    drawn = charts.flops_against_hours(points, "a run") if len(points) > 1 else None
+    return {"setting": setting, "rows": rows, "longest": longest or 1.0, "chart": drawn}
 
 
 def flops(runs: Sequence[Run]) -> float | None:

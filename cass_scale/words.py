@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|images|licence|run\.dir|runs|out|A|B|bench\.[ab]|arms\.\w+\.weights))=(.*)",
+    r"(\+{0,2}(?:data\.path|data\.name|source|images|licence|run\.dir|runs|out|A|B|bench\.(?:[ab]|runs)|arms\.\w+\.weights))"
+    r"=(.*)",
     re.DOTALL,
 )
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
@@ -17,7 +18,8 @@ PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra ta
 
 SHORT = {  # verb -> key as a person writes it -> key in full
     "shard": {"source": "data.path"},
-    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b", "arms": "bench.arms", "method": "bench.method"},
+    "bench": {"name": "bench", "a": "bench.a", "b": "bench.b"}
+    | {key: f"bench.{key}" for key in ("arms", "method", "target")},
     "study": {"name": "study"},
 }
 

@@ -13,12 +13,21 @@ from cass_scale.measure import loaders
 from cass_scale.measure.turns import failed, in_turns, ratio, spread
 from tests.short_runs import pictures
 
+STAYS = """
+import json, os, sys
+for turn, _ in enumerate(sys.stdin):
+    if sys.argv[1] == "leaves" and turn:
+        sys.exit("out of memory")
+    print("noise")
+    print(json.dumps({"process": os.getpid(), "turn": turn}), flush=True)
+"""
 STEP = "import json,sys,time; print('noise'); print(json.dumps({'side': sys.argv[1], 'at': time.monotonic()}))"
 
 
 @pytest.fixture
 def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one_side.py").write_text(STEP)
+    (tmp_path / "a_staying_side.py").write_text(STAYS)
     (tmp_path / "a_broken_side.py").write_text("raise SystemExit('no such loader')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -35,6 +44,15 @@ def test_a_side_that_fails_is_told_once_and_the_others_go_on(side: None) -> None
     found = in_turns({"bad": ["a_broken_side"], "good": ["one_side", "good"]}, 3, lambda text: None)
     assert failed(found["bad"]) == "no such loader" and len(found["bad"]) == 1
     assert failed(found["good"]) == "" and len(found["good"]) == 3
+
+
+def test_sides_that_stay_are_started_once_and_leave_at_the_end(side: None) -> None:
+    names = {name: ["a_staying_side", name] for name in ("stays", "leaves")} | {"bad": ["a_broken_side"]}
+    found = in_turns(names, 3, lambda text: None, stay=True)
+    (process,) = {result["process"] for result in found["stays"]}
+    assert [result["turn"] for result in found["stays"]] == [0, 1, 2] and not Path(f"/proc/{process}").exists()
+    assert len(found["leaves"]) == 2 and failed(found["leaves"]) == "out of memory"
+    assert len(found["bad"]) == 1 and failed(found["bad"]) == "no such loader"
 
 
 def test_ratio_is_taken_turn_by_turn() -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from cass_scale import encoders
+from cass_scale import bench, encoders
 from cass_scale.cli import compose_config
 from cass_scale.encoders import ArmSpec
 from cass_scale.measure import fit, peaks, step
-from cass_scale.measure.steps_table import as_csv, rows, table
+from cass_scale.measure.steps_table import OVER, as_csv, rows, table
 from cass_scale.types import JSON
 from cass_scale.verbs import wire
+from tests.short_runs import pictures
 
 SMALL = ["arms=tiny", "arms.image_size=32", "train.device=cpu", "train.precision=fp32", "train.batch_size=4"]
+ON_CUDA = ["arms=tiny", "arms.image_size=64", "arms.global_size=64", "arms.local_size=32", "train.device=cuda"]
 
 
 def job(*words: str, **keys: float) -> JSON:
-    return {"words": [*SMALL, *words], "steps": 4, "warmup": 1, "seconds": 60.0, **keys}
+    return {"config": compose_config("pretrain", [*SMALL, *words]), "steps": 4, "warmup": 1, "seconds": 60.0, **keys}
 
 
 @pytest.mark.parametrize("words", [[], ["train.recompute=true", "optim.fused=false"]])
@@ -30,6 +35,20 @@ def test_a_side_times_the_loops_own_step(words: list[str]) -> None:
 
 def test_time_is_up_after_three_steps() -> None:
     assert len(step.child(job(seconds=1e-9))["times"]) == 3
+
+
+def test_with_images_one_side_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_the_last(sides: dict[str, list[str]], turns: int, say: object) -> dict[str, list[JSON]]:
+        *others, last = sides
+        return {name: [{"error": "left out"}] for name in others} | {last: [step.child(json.loads(sides[last][1]))]}
+
+    monkeypatch.setattr(step, "in_turns", only_the_last)
+    monkeypatch.setattr(step, "measured_peaks", lambda say: figures()["peaks"])
+    own = [*(word for word in SMALL[1:] if "batch" not in word), "stream.workers=0"]
+    words = [f"bench.words={own}", "bench.steps=3", "bench.batch_sizes=[4]"]
+    text = bench("name=step", f"data.path={pictures(tmp_path / 'set', 9)}", *words, quiet=True)["table"]
+    (row,) = [line for line in text.splitlines() if line.startswith("| plain, over data.path | 4 | fp32 |")]
+    assert 0 < float(row.split(" | ")[7].removesuffix(" %")) < 100
 
 
 def test_training_moves_the_weights() -> None:
@@ -103,7 +122,9 @@ def test_the_largest_that_fits_is_found_to_a_sixteenth(limit: int) -> None:
 
 
 def test_less_memory_fits_less() -> None:
-    few, many = (fit.child({"words": SMALL, "memory": size * 2**20}) for size in (200, 800))
+    few, many = (
+        fit.child({"config": compose_config("pretrain", SMALL), "memory": size * 2**20}) for size in (200, 800)
+    )
     assert few["how"] == "counted" and 2 <= few["batch"] < many["batch"]
 
 
@@ -115,20 +136,37 @@ def figures() -> JSON:
     known = {"fp32": None, "tf32": None, "fp16": None, "bf16": None}
     measured = {"name": "cpu", "source": None, "datasheet": known, "matrix_product": {"bf16": 8e11}, "copy": 3e10}
     fitting = {"memory_gib": 48, "sides": {"plain": [{"batch": 96, "how": "by trial"}]}}
-    return {"peaks": measured, "sides": {"plain/8": [one], "big/64": [{"error": "out of memory"}]}, "fit": fitting}
+    over = {f"plain{OVER}/8": [one | {"spans": {"data": 0.1}}]}
+    return {
+        "peaks": measured,
+        "sides": {"plain/8": [one], **over, "big/64": [{"error": "out of memory"}]},
+        "fit": fitting,
+    }
 
 
 def test_shares_of_the_peaks_and_na_where_nothing_is_known() -> None:
-    (row,) = rows(figures())
+    row, streamed = rows(figures())
+    assert row["data_wait"] is None and streamed["data_wait"] == pytest.approx(0.25)
     assert row["train_samples_per_sec"] == pytest.approx(80) and row["mfu_measured"] == pytest.approx(0.1)
     assert row["mfu_datasheet"] is None and row["joule_per_sample"] == 1.0
     text = table(figures())
-    assert "| plain | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % | 2.0 | 1.00 | 3.0 |" in text
+    assert "| plain | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % |  | 2.0 | 1.00 | 3.0 |" in text
+    assert "| plain, over data.path | 8 | bf16 | 80.00 (40.00 to 80.00) | 3 | n/a | 10 % | 25.0 % | 2.0 |" in text
     assert "| big | 64 | failed: out of memory |" in text
     assert "Largest batch in 48 GiB: plain 96 (by trial)." in text
 
 
 def test_the_csv_has_timms_columns() -> None:
-    head, line = as_csv(figures()).splitlines()
+    head, line, _ = as_csv(figures()).splitlines()
     assert head.startswith("model,variant,train_samples_per_sec,train_step_time,train_batch_size,train_img_size")
     assert line.startswith("resnet18+vit,plain,80.0,100.0,8,96,2.0,bf16,1.0,")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("name", ["fp16", "fp32"])
+def test_a_side_on_cuda_tells_its_parts_apart(name: str) -> None:
+    config = compose_config("pretrain", [*ON_CUDA, "method=dino_small", "arm=vit", f"train.precision={name}"])
+    result = step.child({"config": config, "steps": 4, "warmup": 2, "seconds": 60.0})
+    assert result["optimizer"] > 0 and result["spans"]["after"] > 0 and result["spans"]["views"] > 0
+    assert sum(result["spans"].values()) < 1.1 * sum(result["times"])

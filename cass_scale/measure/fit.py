@@ -1,15 +1,18 @@
-"""The largest batch that fits into a memory: by trial on CUDA, by counting on a CPU."""
+"""The largest batch that fits into a memory: by trial on CUDA, by counting on a CPU; the error when one does not."""
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
 
 import torch
 
-from cass_scale.cli import compose_config
+from cass_scale import dist
+from cass_scale.errors import TooLarge
 from cass_scale.measure.step import Stepper, counted, finish
+from cass_scale.measure.turns import answer
 from cass_scale.types import JSON
 from cass_scale.verbs import wire
 
@@ -30,7 +33,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 def child(job: JSON) -> JSON:
     """The largest batch of a configuration in `memory` bytes, and how that was found."""
-    config = compose_config("pretrain", job["words"])
+    config = job["config"]
     if wire.choose_device(config["train"]["device"]).type == "cuda":
         return {"batch": _by_trial(config, job["memory"]), "how": "by trial"}
     return {"batch": _by_count(config, job["memory"]), "how": "counted"}
@@ -59,6 +62,45 @@ def _by_trial(config: JSON, memory: int) -> int:
         return True
 
     return largest(fits)
+
+
+def too_large(config: JSON) -> TooLarge:
+    """The error for a run whose batch its device could not hold, once nothing of the run is alive."""
+    train = config["train"]
+    batch, parts = train["batch_size"], train["accumulate"]
+    said = f"train.batch_size={batch}: the device has too little memory"
+    if dist.world() > 1:
+        return TooLarge(f"{said} for its share; `cass-scale bench name=step` finds the largest on one device")
+    found = trial(config)
+    if "error" in found:
+        return TooLarge(f"{said}; take a smaller one (the trial for the largest failed: {found['error']})")
+    largest = found["batch"] * parts
+    if not largest:
+        return TooLarge(f"{said}, also for {SMALLEST} images: take smaller arms, or a smaller arms.image_size")
+    if largest >= batch:
+        return TooLarge(f"{said}; now up to {largest} fit, so something else was in it: run the same command again")
+    return TooLarge(
+        f"{said}; the largest that fits, found by trial, is {largest}. In another run.dir: train.batch_size={largest}"
+        f"{_split(batch, found['batch'])}, or train.recompute=true"
+    )
+
+
+def _split(batch: int, fits: int) -> str:
+    """The same batch in micro-batches that fit, as words for the message; '' where no number of them divides it."""
+    parts = next((n for n in range(2, batch // SMALLEST + 1) if batch % n == 0 and batch // n <= fits), None)
+    return f", or train.accumulate={parts}" if parts else ""
+
+
+def trial(config: JSON) -> JSON:
+    """What `child` finds in all of the device's memory that this process may take, in a process of its own."""
+    gc.collect()
+    memory = 0
+    if torch.cuda.is_available():
+        device = wire.choose_device(config["train"]["device"])
+        torch.cuda.empty_cache()
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        memory = int(share * torch.cuda.get_device_properties(device).total_memory)
+    return answer([__name__, json.dumps({"config": config, "memory": memory})])
 
 
 if __name__ == "__main__":

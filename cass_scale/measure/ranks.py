@@ -19,7 +19,7 @@ from cass_scale.cli import compose_config
 from cass_scale.errors import ConfigError
 from cass_scale.measure.step import Stepper, finish
 from cass_scale.measure.traffic import Span, Traffic, hidden
-from cass_scale.types import JSON
+from cass_scale.types import JSON, Batch
 
 CALLS = 2**22  # bytes of which one measurement of small messages is made: calls back to back
 
@@ -33,7 +33,7 @@ def child(job: JSON) -> JSON:
     stepper = Stepper(config)
     if stepper.place.world != job["ranks"]:
         raise ConfigError(f"{job['ranks']} ranks were asked for and work as {stepper.place.world}")
-    images = stepper.images(config["train"]["batch_size"] // job["ranks"])
+    images = stepper.images(config["train"]["batch_size"] // job["ranks"] // config["train"]["accumulate"])
     for _ in range(job["warmup"]):
         stepper(images)
     with Traffic() as traffic:
@@ -58,7 +58,7 @@ def pin(cores: int) -> None:
     torch.set_num_threads(cores)
 
 
-def paced(stepper: Stepper, images: torch.Tensor, steps: int) -> dict[str, list[float]]:
+def paced(stepper: Stepper, images: Iterator[Batch], steps: int) -> dict[str, list[float]]:
     """Seconds of steps with the exchange of gradients and, in turns, without where there is one; all ranks begin each
     together."""
     found: dict[str, list[float]] = {"exchanged": [], "alone": []}
@@ -80,7 +80,7 @@ def alone(stepper: Stepper) -> Iterator[None]:
         stepper.model = wrapped
 
 
-def _together(stepper: Stepper, images: torch.Tensor) -> float:
+def _together(stepper: Stepper, images: Iterator[Batch]) -> float:
     dist.any_rank(False, stepper.device)
     begun = time.perf_counter()
     stepper(images)
@@ -109,7 +109,7 @@ def slowest(times: list[float]) -> list[float]:
     return [max(those) for those in zip(*dist.of_all_ranks(times), strict=True)]
 
 
-def overlap(stepper: Stepper, images: torch.Tensor) -> float:
+def overlap(stepper: Stepper, images: Iterator[Batch]) -> float:
     """Share of the time of NCCL's kernels in one step during which other kernels compute."""
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         stepper(images)

@@ -6,31 +6,38 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise, repeat
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from cass_scale import precision
+from cass_scale import precision, rng
 from cass_scale.cli import build, compose_config
+from cass_scale.data.manifest import Manifest
+from cass_scale.data.pixels import fits
+from cass_scale.data.plan import Plan
 from cass_scale.estimate import Estimate
 from cass_scale.evidence import Finding
-from cass_scale.ledger import Todo
 from cass_scale.machine import cpu_name
 from cass_scale.measure import peaks
 from cass_scale.measure.energy import Energy
-from cass_scale.measure.steps_table import as_csv, table
+from cass_scale.measure.steps_table import OVER, as_csv, table
 from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
-from cass_scale.types import JSON, Batch, Progress
+from cass_scale.types import JSON, Batch, Progress, Stream
 from cass_scale.verbs import exchange, settings, wire
-from cass_scale.verbs.wire import Build
+from cass_scale.verbs.pretrain import make_todo
+from cass_scale.verbs.wire import Build, without
 
 FIT = "cass_scale.measure.fit"
 QUESTION = "Step: one training step over batch sizes and what makes it faster"
+SPANS = ("data", "views", "step", "after")  # of the meter; after: the method's own work after a step, a teacher's mean
 
 
 def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
@@ -41,18 +48,26 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
         variants.pop(name, None)
     first, *others = variants
     pairs = [(first, size) for size in sizes] + [(name, sizes[0]) for name in others]
-    common, sides = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]], {}
-    for name, size in pairs:
-        job: JSON = {"words": [*common, f"train.batch_size={size}", *variants[name]]}
-        job |= {key: options[key] for key in ("steps", "warmup", "seconds")}
-        sides[f"{name}/{size}"] = [__name__, json.dumps(job)]
+    common = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
+    composed = {
+        pair: compose_config("pretrain", [*common, f"train.batch_size={pair[1]}", *variants[pair[0]]]) for pair in pairs
+    }
+    sides = {f"{name}/{size}": side(one, options) for (name, size), one in composed.items()}
+    if config["data"].get("path"):
+        seen = composed[pairs[0]] | {"data": config["data"]}
+        sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
     figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
     if options["memory_gib"]:
         memory = int(options["memory_gib"] * 2**30)
-        words = {name: [*common, *variants[name]] for name in (first, *options["fit"])}
-        jobs = {name: [FIT, json.dumps({"words": own, "memory": memory})] for name, own in words.items()}
+        own = {name: compose_config("pretrain", [*common, *variants[name]]) for name in (first, *options["fit"])}
+        jobs = {name: [FIT, json.dumps({"config": one, "memory": memory})] for name, one in own.items()}
         figures["fit"] = {"memory_gib": options["memory_gib"], "sides": in_turns(jobs, 1, say)}
     return Finding(QUESTION, table(figures), figures, {"step.csv": as_csv(figures)})
+
+
+def side(config: JSON, options: JSON, **more: Any) -> list[str]:
+    """What follows `python -m` to time steps of `config`; `images` of its own data where that is given."""
+    return [__name__, json.dumps({"config": config, **{k: options[k] for k in ("steps", "warmup", "seconds")}, **more})]
 
 
 def measured_peaks(say: Callable[[str], None]) -> JSON:
@@ -92,57 +107,101 @@ class Stepper:
         self.model.train()
         self.parameters = sum(p.numel() for p in self.method.parameters())
         self.views, self.meter = build(self.config["views"]), Meter(self.device)
-        self.at = Progress(0, 0, 0, 10**9)
+        self.todo, self.at = make_todo(self.config), Progress(0, 0, 0, 10**9)
 
-    def __call__(self, images: torch.Tensor) -> None:
-        """The loop's own update on images uint8 [B, 3, S, S], in `train.accumulate` micro-batches."""
-        train = self.config["train"]
-        parts = [Batch(some, rows, label=torch.zeros_like(rows)) for some, rows in _parts(images, train["accumulate"])]
-        keys = {key: train[key] for key in ("accumulate", "clip", "clip_each")}
-        todo = Todo(epochs=1, batch_size=len(images), seed=0, **keys)
-        update(self.model, self.optimizer, iter(parts), self.views, self.at, self.place.accelerator, todo, self.meter)
-        self.at = Progress(0, self.at.step + 1, self.at.samples + len(images), self.at.total_samples)
-        self.method.after_step(self.at)
+    def __call__(self, batches: Iterator[Batch]) -> None:
+        """The loop's own update on the next of `batches`."""
+        update(self.model, self.optimizer, batches, self.views, self.at, self.place.accelerator, self.todo, self.meter)
+        self.at = Progress(0, self.at.step + 1, self.at.samples + self.todo.batch_size, self.at.total_samples)
+        with self.meter("after"):
+            self.method.after_step(self.at)
         self.meter.settle()
 
-    def images(self, number: int) -> torch.Tensor:
-        """Random ones, on the device."""
+    def images(self, number: int) -> Iterator[Batch]:
+        """One batch of random uint8 [number, 3, S, S] that lies on the device, again and again."""
         side = self.config["arms"]["image_size"]
-        return torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, device=self.device)
+        images = torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, device=self.device)
+        index = torch.arange(number, device=self.device)
+        return repeat(Batch(images, index, label=torch.zeros_like(index)))
+
+    def stream(self, number: int | None) -> Stream:
+        """The configured stream over `number` of the training images, opened as pretraining would over all of them.
+
+        Where all would stay decoded in memory these do; else these are read anew in every epoch.
+        """
+        config, batch = self.config, self.todo.batch_size
+        manifest: Manifest = build(without(config["data"], "noise"))
+        rows = wire.training_rows(manifest, self.method.needs)
+        some = rows[rng.permutation(config["seed"], 0, len(rows), rng.SUBSET)[:number]]
+        plan = Plan(some, batch, seed=config["seed"], accumulate=self.todo.accumulate)
+        size, cache = config["arms"]["image_size"], config["stream"].get("cache_bytes", 0)
+        dtype = torch.uint16 if manifest.depth > 8 else torch.uint8
+        keep, labels = fits(len(rows), size, cache, 1, dtype), "label" in self.method.needs
+        node = config["stream"]
+        return wire.open_stream(node, build, manifest, plan, size, self.place, keep=keep, with_labels=labels)
 
 
-def _parts(images: torch.Tensor, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    rows = torch.arange(len(images), device=images.device)
-    return zip(images.chunk(number), rows.chunk(number), strict=True)
+@contextmanager
+def ready(job: JSON) -> Iterator[Callable[[], JSON]]:
+    """What times one turn of a side: on random images, or with `images` on so many of its data."""
+    config = job["config"]
+    stepper = Stepper(config)
+    if "images" not in job:
+        some = config["train"]["batch_size"] // config["train"]["accumulate"]
+        yield partial(measured, stepper, stepper.images(some), job)
+        return
+    with closing(stepper.stream(job["images"])) as stream:
+        for _ in stream.epoch(0):  # read once: later epochs are what pretraining spends its time in
+            pass
+        yield partial(measured, stepper, (batch for epoch in count(1) for batch in stream.epoch(epoch)), job)
 
 
 def child(job: JSON) -> JSON:
-    """Seconds of each step after the warm-up, with what they take."""
-    config = compose_config("pretrain", job["words"])
-    stepper = Stepper(config)
-    images = stepper.images(config["train"]["batch_size"])
+    """One turn: seconds of each step after the warm-up, with what they take."""
+    with ready(job) as turn:
+        return turn()
+
+
+def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
+    """The warm-up, then the steps that count."""
+    config, meter = stepper.config, stepper.meter
+    waited = meter.wait("data", batches)
     begun = time.perf_counter()
     for _ in range(job["warmup"]):
-        stepper(images)
+        stepper(waited)
     finish(stepper.device)
     warm = time.perf_counter() - begun
+    meter.settle()
+    before = dict(meter.spans)
     with Energy(stepper.device) as energy:
-        times = timed(lambda: stepper(images), stepper.device, job["steps"], job["seconds"])
+        times = timed(lambda: stepper(waited), stepper.device, job["steps"], job["seconds"])
+    meter.settle()
     return {
         "times": times,
         "warmup": warm,
-        "batch": len(images),
+        "spans": {name: meter.spans.get(name, 0.0) - before.get(name, 0.0) for name in SPANS},
+        "batch": stepper.todo.batch_size,
         "precision": stepper.place.precision.name,
         "joules": energy.joules,
         "peak_memory": peak_memory(stepper.device),
+        "optimizer": optimizer_alone(stepper),
         "parameters": stepper.parameters,
-        "flops_per_image": counted(config, len(images)).flops_per_image,
+        "flops_per_image": job.get("flops") or counted(config, stepper.todo.batch_size).flops_per_image,
         "image_size": config["arms"]["image_size"],
         "models": [spec.model for spec in settings.arm_specs(config).values()],
     }
 
 
-def timed(work: Callable[[], None], device: torch.device, steps: int, seconds: float) -> list[float]:
+def optimizer_alone(stepper: Stepper) -> float:
+    """Seconds of one optimizer step over all trained parameters, whose FLOPs nobody counts: median of five."""
+    for parameter in stepper.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    found = median(timed(stepper.optimizer.step, stepper.device, steps=5, seconds=60.0))
+    stepper.optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def timed(work: Callable[[], object], device: torch.device, steps: int, seconds: float) -> list[float]:
     """Seconds of each of `steps` calls, at least 3 and otherwise no longer than `seconds`; on CUDA by events."""
     begun, marks = time.perf_counter(), [_mark(device)]
     while len(marks) <= steps and (len(marks) <= 3 or time.perf_counter() - begun < seconds):
@@ -174,4 +233,10 @@ def counted(config: JSON, batch: int) -> Estimate:
 
 
 if __name__ == "__main__":
-    print(json.dumps(child(json.loads(sys.argv[1]))))
+    with ready(json.loads(sys.argv[1])) as one_turn:
+        if json.loads(sys.argv[1]).get("stay"):
+            for _ in sys.stdin:
+                print(json.dumps(one_turn()), flush=True)
+                torch.cuda.empty_cache()  # others need it now; without CUDA nothing happens
+        else:
+            print(json.dumps(one_turn()))

@@ -12,8 +12,11 @@ from cass_scale.types import JSON
 COLUMNS = (
     "model", "variant", "train_samples_per_sec", "train_step_time", "train_batch_size", "train_img_size",
     "param_count", "precision", "gflop_per_sample", "mfu_datasheet", "mfu_measured", "peak_memory_gib",
-    "joule_per_sample",
+    "joule_per_sample", "data_wait",
 )  # fmt: skip
+OVER = (
+    ", over data.path"  # end of the name of a side whose images come from a stream; those of others lie on the device
+)
 
 
 def rows(figures: JSON) -> list[JSON]:
@@ -26,12 +29,14 @@ def rows(figures: JSON) -> list[JSON]:
         rate = one["batch"] / median(times)
         flops = rate * one["flops_per_image"]
         joules = [r["joules"] / (len(r["times"]) * r["batch"]) for r in results if r["joules"] is not None]
+        waits = [r["spans"]["data"] / sum(r["times"]) for r in results] if OVER in key else []
         values = (
             "+".join(one["models"]), key.rpartition("/")[0], rate, 1e3 * median(times), one["batch"], one["image_size"],
             one["parameters"] / 1e6, one["precision"], one["flops_per_image"] / 1e9,
             _share(flops, figures["peaks"]["datasheet"].get(one["precision"])),
             _share(flops, figures["peaks"]["matrix_product"].get(one["precision"])),
-            max(r["peak_memory"] for r in results) / 2**30, median(joules) if joules else None,
+            max(r["peak_memory"] for r in results) / 2**30,
+            median(joules) if joules else None, median(waits) if waits else None,
         )  # fmt: skip
         found.append(dict(zip(COLUMNS, values, strict=True)) | {"times": times, "warmup": one["warmup"]})
     return found
@@ -45,8 +50,8 @@ def table(figures: JSON) -> str:
     """Markdown: a row per side, then what the device could do at most."""
     lines = [
         "| variant | batch | precision | images/s, median (range of steps) | steps | MFU, datasheet "
-        "| MFU, measured peak | peak memory, GiB | J per image | warm-up, s |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| MFU, measured peak | waiting for data | peak memory, GiB | J per image | warm-up, s |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows(figures):
         rates = [row["train_batch_size"] / seconds for seconds in row["times"]]
@@ -58,6 +63,7 @@ def table(figures: JSON) -> str:
             str(len(rates)),
             _percent(row["mfu_datasheet"]),
             _percent(row["mfu_measured"]),
+            "" if row["data_wait"] is None else f"{100 * row['data_wait']:.1f} %",
             f"{row['peak_memory_gib']:.1f}",
             f"{row['joule_per_sample']:.2f}" if row["joule_per_sample"] is not None else "n/a",
             f"{row['warmup']:.1f}",
@@ -65,7 +71,7 @@ def table(figures: JSON) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     for key, results in figures["sides"].items():
         if why := failed(results):
-            lines.append(f"| {key.replace('/', ' | ')} | failed: {why.replace('|', '/')} | | | | | | | |")
+            lines.append(f"| {key.replace('/', ' | ')} | failed: {why.replace('|', '/')} | | | | | | | | |")
     return "\n".join([*lines, "", _peaks(figures["peaks"]), *_fit(figures.get("fit"))])
 
 

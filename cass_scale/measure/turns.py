@@ -3,42 +3,93 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from statistics import median
+from tempfile import TemporaryFile
 
+from cass_scale.slots import leave_with_parent
 from cass_scale.types import JSON
 
 TAIL = 400  # characters of a failed side's last words
 
 
-def in_turns(sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str], None]) -> dict[str, list[JSON]]:
+def in_turns(
+    sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str], None], *, stay: bool = False
+) -> dict[str, list[JSON]]:
     """Run every side once a turn, in an order that alternates; a side is what follows `python -m`.
 
     Each prints one JSON object as its last line. One that fails is `{"error": why}`, as it printed it, else with its
-    last words; it is not tried again.
+    last words; it is not tried again. With `stay` a side is started in its first turn only, and prints an object for
+    every line it reads.
     """
     found: dict[str, list[JSON]] = {name: [] for name in sides}
-    for turn in range(turns):
-        for name in sorted(sides, reverse=bool(turn % 2), key=list(sides).index):
-            if not any("error" in result for result in found[name]):
-                found[name].append(_run(sides[name]))
-                say(f"turn {turn + 1}/{turns}  {name}: {found[name][-1].get('error', 'done')}")
+    with ExitStack() as stack:
+        asks: dict[str, Callable[[], JSON]] = {
+            name: stack.enter_context(staying(words)) if stay else partial(answer, words)
+            for name, words in sides.items()
+        }
+        for turn in range(turns):
+            for name in sorted(sides, reverse=bool(turn % 2), key=list(sides).index):
+                if not any("error" in result for result in found[name]):
+                    found[name].append(asks[name]())
+                    say(f"turn {turn + 1}/{turns}  {name}: {found[name][-1].get('error', 'done')}")
     return found
 
 
-def _run(words: Sequence[str]) -> JSON:
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+def answer(words: Sequence[str]) -> JSON:
+    """What `python -m` with these words prints as its last line; it gets SIGTERM when this process is killed."""
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave_with_parent)
     if done.returncode == 0 and (lines := done.stdout.strip().splitlines()):
         try:
             result: JSON = json.loads(lines[-1])
             return result
         except ValueError:
             return {"error": f"its last line is no JSON: {lines[-1][:TAIL]}"}
-    told = next((line for line in done.stdout.splitlines() if line.startswith('{"error"')), None)
-    said = [json.loads(told)["error"]] if told else done.stderr.strip().splitlines()
-    return {"error": (said[-1] if said else f"exit code {done.returncode}")[-TAIL:]}
+    return _last_words(done.stdout, done.stderr, done.returncode)
+
+
+def _last_words(shown: str, said: str, code: int) -> JSON:
+    told = next((line for line in shown.splitlines() if line.startswith('{"error"')), None)
+    lines = [json.loads(told)["error"]] if told else said.strip().splitlines()
+    return {"error": (lines[-1] if lines else f"exit code {code}")[-TAIL:]}
+
+
+@contextmanager
+def staying(words: Sequence[str]) -> Iterator[Callable[[], JSON]]:
+    """Asks a process for an object, again and again; it starts when first asked and ends with the context."""
+    started: list[subprocess.Popen[str]] = []
+    with TemporaryFile("w+", errors="replace") as said, ExitStack() as alive:
+
+        def ask() -> JSON:
+            if not started:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *words],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    text=True,
+                    preexec_fn=leave_with_parent,
+                )
+                started.append(alive.enter_context(process))
+            (process,) = started
+            assert process.stdin and process.stdout
+            with suppress(BrokenPipeError):  # it has ended: there will be no line to read either
+                os.write(process.stdin.fileno(), b"\n")  # its buffer would be flushed once more at the end
+            for line in process.stdout:
+                if line.startswith("{"):  # libraries may print as well
+                    result: JSON = json.loads(line)
+                    return result
+            code = process.wait()
+            said.seek(0)
+            return _last_words("", said.read(), code)
+
+        yield ask
 
 
 def failed(results: Sequence[JSON]) -> str:

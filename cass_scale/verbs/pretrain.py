@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -39,6 +40,17 @@ from cass_scale.views import make_views
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
     """Train what `config` says; returns run.json. Raises the errors of cass_scale.errors."""
+    try:
+        return pretrain(config, build, call)
+    except torch.OutOfMemoryError as error:
+        from cass_scale.measure.fit import too_large  # which knows this module
+
+        traceback.clear_frames(error.__traceback__)  # else the run's tensors would stand in the way of the trial
+        raise too_large(config) from None
+
+
+def pretrain(config: JSON, build: Build, call: Call) -> JSON:
+    """`run`, but for what it does where the memory ends."""
     specs, kind = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)

@@ -258,6 +258,15 @@ SHARD: dict[str, Rule] = {
     **DATA,
 }
 _RECORD: Rule = (TEXT[0], "the folder of a record")
+_STEPS: dict[str, Rule] = {  # of benchmarks that time steps
+    "bench.arms": TEXT,
+    "bench.words": list_of(TEXT),
+    "bench.images": or_null(whole(2)),
+    "bench.warmup": whole(1),
+    "bench.steps": whole(3),
+    "bench.seconds": POSITIVE,
+    "bench.turns": whole(1),
+}
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
         "bench.images": whole(1),
@@ -268,13 +277,9 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.turns": whole(1),
     },
     "step": {
-        "bench.batch_sizes": list_of(whole(2)),
-        "bench.words": list_of(TEXT),
+        **_STEPS,
+        "bench.batch_sizes": some_of(whole(2)),
         "bench.variants": (lambda v: isinstance(v, dict) and bool(v), "names with lists of overrides"),
-        "bench.warmup": whole(1),
-        "bench.steps": whole(3),
-        "bench.seconds": POSITIVE,
-        "bench.turns": whole(1),
         "bench.memory_gib": or_null(POSITIVE),
         "bench.fit": list_of(TEXT),
         "bench.cuda_only": list_of(TEXT),
@@ -297,6 +302,23 @@ BENCH: dict[str, dict[str, Rule]] = {
         **{f"bench.{key}": whole(2) for key in ("batch", "warmup", "predict.batch", "predict.global_batch")},
         **{f"bench.{key}": whole(low) for key, low in (("steps", 3), ("turns", 1), ("repeats", 3))},
         **{"bench.memory.ranks": whole(1), "bench.memory.batch": whole(2), "bench.memory.gib": POSITIVE},
+    },
+    "savings": {
+        **_STEPS,
+        "bench.methods": some_of(TEXT),
+        "bench.recipes": some_of(TEXT),
+        "bench.batch": whole(2),
+        "bench.stay": BOOL,
+        "bench.watts": or_null(POSITIVE),
+        "bench.price_per_hour": or_null(POSITIVE),
+        "bench.grid_kg_per_kwh": or_null(POSITIVE),
+        "bench.target": or_null(number(0, 1)),
+        "bench.metric": choice(*METRICS),
+        "bench.protocols": some_of(choice("knn", "linear")),
+        "bench.epochs": whole(1),
+        "bench.looks": whole(1),
+        "bench.seeds": some_of(whole(0)),
+        "bench.runs": TEXT,
     },
     "compare": {"bench.a": _RECORD, "bench.b": _RECORD},
 }
