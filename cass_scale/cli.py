@@ -136,6 +136,7 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
     groups_of_verb = _groups(verb)
     words = written_out(verb, words)
     words = _imply_source(verb, words) if "data" in groups_of_verb else words
+    words = _imply_arms(words, groups_of_verb)
     words, passed_on = own_words(words, [*_root(verb), *groups_of_verb]) if verb == "study" else (words, [])
     overrides = _parse([literal_path(word) for word in words])
     groups = [o for o in overrides if o.key_or_group in groups_of_verb]
@@ -177,6 +178,16 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
         implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
+
+
+def _imply_arms(words: list[str], groups: list[str]) -> list[str]:
+    """The paper's card means the paper's arms, where a verb has some and nobody names others."""
+    if not {"hardware=rtx8000", "++hardware=rtx8000"} & set(words):
+        return words
+    known = "arms=paper" if "arms" in groups else ""
+    known = "bench.arms=paper_random" if {"bench=step", "bench=savings"} & set(words) else known
+    named = any(word.lstrip("+").startswith(known.partition("=")[0] + "=") for word in words)
+    return words if named or not known else [known, *words]
 
 
 def _shard_format(path: str) -> str | None:

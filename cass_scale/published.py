@@ -45,6 +45,12 @@ def hours() -> dict[str, tuple[float, float]]:
     return {name: (_hours(*both["dino"]), _hours(*both["cass"])) for name, both in sets.items()}
 
 
+def pretrainings() -> dict[str, int]:
+    """Table 2: set -> images that its hours are for, epochs counted."""
+    table = tables()["hours"]
+    return {name: both["images"] * table["epochs"] for name, both in table["sets"].items()}
+
+
 def _hours(hours: int, minutes: int) -> float:
     return hours + minutes / 60
 

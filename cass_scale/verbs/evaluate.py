@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cass_scale import dist, encoders, precision, records
+from cass_scale import dist, encoders, hardware, records
 from cass_scale.cli import compose_config
 from cass_scale.console import Console
 from cass_scale.data.layouts import shard_format
@@ -43,8 +43,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     """Evaluate the run in `run.dir`; returns the record that it writes there."""
     started = time.perf_counter()
     folder, trained = read_run(config)
-    device = choose_device(config["device"])
-    resolved = precision.resolve(config["precision"], device)
+    device, limits = choose_device(config["device"]), hardware.read(config["hardware"])
+    resolved = hardware.resolve(limits, config["precision"], device)
     console = Console(quiet=call.quiet)
     other = other_data(config, trained, folder)
     manifest: Manifest = build(without(other or trained["data"], "noise"))
@@ -55,7 +55,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     if call.dry_run:
         console.say("nothing was started (--dry-run)")
         return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
-    place = open_place(device, resolved, project=folder, trackers=[])
+    place = open_place(device, resolved, project=folder, trackers=[], limits=limits)
     arms = load_arms(config, folder, trained)
     name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other else [])])
     name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
@@ -128,6 +128,7 @@ def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": place.record(),
+        "hardware": place.hardware,
     }
 
 
@@ -135,6 +136,7 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     """The run folder and its configuration, with every problem of the command at once."""
     problems = Problems()
     settings.check_values(config, settings.EVALUATE, problems)
+    problems.found += hardware.problems(config["hardware"], config["precision"], "precision")
     problems.check(config["run"]["dir"] is not None, "run.dir is missing: the folder that `cass-scale pretrain` wrote")
     one = dist.world() == 1
     problems.check(one, "evaluate runs in one process: start it without accelerate launch, torchrun or srun -n")

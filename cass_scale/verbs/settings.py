@@ -220,6 +220,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.memory_gib": _or_null(POSITIVE),
         "bench.fit": _list_of(TEXT),
         "bench.cuda_only": _list_of(TEXT),
+        "bench.only": _or_null(_list_of(TEXT)),
     },
     "compare": {"bench.a": _RECORD, "bench.b": _RECORD},
 }
