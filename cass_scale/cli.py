@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
-from cass_scale.words import flatten, is_url, literal_path, own_words, redact, written_out
+from cass_scale.words import flatten, is_url, literal_path, own_words, redact, with_arms, written_out
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
     "pretrain": (
@@ -136,7 +136,7 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
     groups_of_verb = _groups(verb)
     words = written_out(verb, words)
     words = _imply_source(verb, words) if "data" in groups_of_verb else words
-    words = _imply_arms(words, groups_of_verb)
+    words = with_arms(words, groups_of_verb)
     words, passed_on = own_words(words, [*_root(verb), *groups_of_verb]) if verb == "study" else (words, [])
     overrides = _parse([literal_path(word) for word in words])
     groups = [o for o in overrides if o.key_or_group in groups_of_verb]
@@ -178,16 +178,6 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
         implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
-
-
-def _imply_arms(words: list[str], groups: list[str]) -> list[str]:
-    """The paper's card means the paper's arms, where a verb has some and nobody names others."""
-    if not {"hardware=rtx8000", "++hardware=rtx8000"} & set(words):
-        return words
-    known = "arms=paper" if "arms" in groups else ""
-    known = "bench.arms=paper_random" if {"bench=step", "bench=savings"} & set(words) else known
-    named = any(word.lstrip("+").startswith(known.partition("=")[0] + "=") for word in words)
-    return words if named or not known else [known, *words]
 
 
 def _shard_format(path: str) -> str | None:

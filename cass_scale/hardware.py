@@ -99,13 +99,6 @@ def hold(limits: Limits, resolved: Resolved, device: torch.device) -> JSON:
     }
 
 
-def shown(held: Mapping[str, Any]) -> str:
-    """The record's `hardware` in one line: what is emulated, on what, and what of it is not."""
-    where = f", emulated on {held['emulated_on']}" if held["emulated_on"] else ""
-    loose = [f"{name}: {one['how']}" for name, one in held["limits"].items() if not one["enforced"]]
-    return f"as {held['card']}, {held['mode']}{where}{'; not enforced: ' if loose else ''}{'; '.join(loose)}"
-
-
 def _said(enforced: bool, how: str) -> JSON:
     return {"enforced": enforced, "how": how}
 

@@ -19,7 +19,7 @@ LAYERS = (  # a module may import its own layer and those before it; a folder st
     "losses views warp colour filters encoders schedule precision hardware meter checkpoint records monitor console "
     "optim methods.base",
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
-    "robustness studies claims study_page",
+    "robustness studies claims study_page hardware_page",
     "ledger train evaluation checkup",
     "cli verbs measure __init__ __main__",
 )

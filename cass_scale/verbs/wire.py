@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, hardware, machine, optim, precision
+from cass_scale import encoders, hardware, hardware_page, machine, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
@@ -68,7 +68,7 @@ class Place:
     @property
     def notes(self) -> list[str]:
         """Lines for the console: what is emulated."""
-        return [hardware.shown(self.hardware)] if self.hardware else []
+        return [hardware_page.shown(self.hardware)] if self.hardware else []
 
     def record(self) -> JSON:
         """For run.json."""
