@@ -14,6 +14,7 @@ SUSTAINED = (
     0.7,
     1.0,
 )  # of its datasheet's peak, what a card is taken to reach in a large matrix product: an assumption
+EPOCHS = 100  # of Table 2
 Shape = tuple[str, str]  # row and setting: what costs the same for every seed
 
 
@@ -88,5 +89,9 @@ def on_card(flops_per_image: float, images_per_s: float, measured_peak: float, c
         "card_peak": card_peak,
         "sustained": list(SUSTAINED),
         "images_per_s": rates,
-        "hours": {name: [n / rate / 3600 for rate in rates] for name, n in published.pretrainings().items()},
+        "epochs": EPOCHS,
+        "hours": {
+            name: [EPOCHS * images / rate / 3600 for rate in rates]
+            for name, images in published.training_images().items()
+        },
     }

@@ -58,11 +58,17 @@ def problems(node: Mapping[str, Any], asked: str, key: str) -> list[str]:
     for name in ("memory_gb", "cores"):
         if isinstance(node[name], bool) or not isinstance(node[name], int | float) or node[name] < 1:
             found.append(f"hardware.{name}={node[name]}: a number of at least 1 is needed")
-    if node["mode"] in MODES and asked not in ("auto", MODES[node["mode"]]):
-        others = ", ".join(f"hardware.mode={mode} runs {name}" for mode, name in MODES.items())
-        lack = f": a {node['card']} has no {asked}" if asked in ("bf16", "tf32") else f" in mode={node['mode']}"
-        found.append(f"{key}={asked} contradicts hardware={node['name']}{lack}; leave it at auto ({others})")
+    if node["mode"] in MODES:
+        found += _contradiction(read(node), asked, key)
     return found
+
+
+def _contradiction(limits: Limits | None, asked: str, key: str) -> list[str]:
+    if limits is None or asked in ("auto", limits.precision):
+        return []
+    lack = f", which has no {asked}" if asked in ("bf16", "tf32") else f" hardware.mode={limits.mode}"
+    modes = ", ".join(f"hardware.mode={mode} runs {name}" for mode, name in MODES.items())
+    return [f"{key}={asked} contradicts hardware={limits.name}{lack}: leave it at auto; {modes}"]
 
 
 def require(node: Mapping[str, Any], asked: str, key: str) -> None:
@@ -74,12 +80,15 @@ def require(node: Mapping[str, Any], asked: str, key: str) -> None:
 def resolve(limits: Limits | None, asked: str, device: torch.device) -> Resolved:
     """The precision to run in: that of the mode under limits, else what `asked` means on the device.
 
-    Raises ConfigError when the device lacks it; but a CPU computes `fast` in fp32, which the record says.
+    Raises ConfigError when the device or the card lacks it; but a CPU computes `fast` in fp32, which the record says.
     """
     if limits is None:
         return precision.resolve(asked, device)
+    if wrong := _contradiction(limits, asked, "precision"):
+        raise ConfigError(*wrong)
     found = precision.resolve(limits.precision if device.type == "cuda" else "fp32", device)
-    return replace(found, why=f"{found.name}, as hardware={limits.name} hardware.mode={limits.mode} has it here")
+    lack = "" if found.name == limits.precision else f", in place of {limits.precision}, which a CPU has not"
+    return replace(found, why=f"{found.name}, by hardware.mode={limits.mode}{lack}")
 
 
 def hold(limits: Limits, resolved: Resolved, device: torch.device) -> JSON:

@@ -45,10 +45,9 @@ def hours() -> dict[str, tuple[float, float]]:
     return {name: (_hours(*both["dino"]), _hours(*both["cass"])) for name, both in sets.items()}
 
 
-def pretrainings() -> dict[str, int]:
-    """Table 2: set -> images that its hours are for, epochs counted."""
-    table = tables()["hours"]
-    return {name: both["images"] * table["epochs"] for name, both in table["sets"].items()}
+def training_images() -> dict[str, int]:
+    """Of the sets of Table 2."""
+    return {name: both["images"] for name, both in tables()["hours"]["sets"].items()}
 
 
 def _hours(hours: int, minutes: int) -> float:
