@@ -208,6 +208,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.workers": _list_of(_whole(0)),
         "bench.epochs": _whole(1),
         "bench.turns": _whole(1),
+        "bench.only": _or_null(_list_of(TEXT)),
     },
     "step": {
         "bench.batch_sizes": _list_of(_whole(2)),
