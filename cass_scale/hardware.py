@@ -55,9 +55,9 @@ def problems(node: Mapping[str, Any], asked: str, key: str) -> list[str]:
     if node["name"] == "any":
         return []
     found = [] if node["mode"] in MODES else [f"hardware.mode={node['mode']}: one of {', '.join(MODES)} is needed"]
-    for name in ("memory_gb", "cores"):
-        if isinstance(node[name], bool) or not isinstance(node[name], int | float) or node[name] < 1:
-            found.append(f"hardware.{name}={node[name]}: a number of at least 1 is needed")
+    for name, kind, what in (("memory_gb", int | float, "number"), ("cores", int, "whole number")):
+        if isinstance(node[name], bool) or not isinstance(node[name], kind) or node[name] < 1:
+            found.append(f"hardware.{name}={node[name]}: a {what} of at least 1 is needed")
     if node["mode"] in MODES:
         found += _contradiction(read(node), asked, key)
     return found

@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
         (["hardware.mode=fast", "train.precision=tf32"], "train.precision=tf32 contradicts hardware=rtx8000"),
         (["train.precision=fp16"], "contradicts hardware=rtx8000 hardware.mode=published: leave it at auto"),
         (["hardware.mode=slow"], "hardware.mode=slow: one of published, fast is needed"),
-        (["hardware.memory_gb=0", "hardware.cores=two"], "hardware.cores=two: a number of at least 1 is needed"),
+        (["hardware.memory_gb=0", "hardware.cores=two"], "hardware.cores=two: a whole number of at least 1 is needed"),
     ],
 )
 def test_what_the_card_has_not_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
