@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The paper's setting on one 48 GB card, one command per set: pretraining of 100 epochs, then fine-tuning end to end with all
-# labels, and one page about it. On a real RTX 8000, or under its limits on another device. Killed, the same command goes on.
+# The paper's setting on one 48 GB card, one command per set: pretraining of 100 epochs, then fine-tuning end to end with its
+# shares of the labels, five times each, and one page about it. On a real RTX 8000, or under its limits on another device.
+# Killed, the same command goes on.
 #
 #     DATA=/data/ISIC_2019 launch/rtx8000.sh isic2019 [--dry-run] [--trial] [--cpu] [key=value ...]
 #
@@ -37,7 +38,8 @@ if [[ -n "$trial" ]]; then
   scoring+=(protocol.epochs=1)
 else
   words+=("data=$set_name" train.epochs=100)
-  scoring+=(protocol.epochs=50)
+  case "$set_name" in autoimmune | dermofit) labels="[0.1,1.0]" ;; *) labels="[0.01,0.1,1.0]" ;; esac  # section 5.2
+  scoring+=("labels=$labels" seeds=5)
 fi
 
 # merged WORD... : WORDs of which none has a key that `given` has, then `given`

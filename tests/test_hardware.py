@@ -227,7 +227,7 @@ def test_one_command_per_set_is_planned(command: str, shared: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "steps        6000 of 16 images" in done.stderr and "hardware     Quadro RTX 8000, fast" in done.stderr
     scoring = done.stdout.split("then: ")[1].splitlines()[0]
-    assert "protocol=finetune" in scoring and "protocol.epochs=50" in scoring
+    assert "protocol=finetune" in scoring and "labels=[0.01,0.1,1.0] seeds=5" in scoring
     assert {"hardware=rtx8000", "hardware.mode=fast", "seed=3", "device=cpu"} <= set(scoring.split())
 
 
