@@ -37,7 +37,7 @@ export CASS_SCALE_CACHE="$work/cache" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPAT
 mkdir -p "$out" || exit 2
 if [[ -n "$cpu" ]]; then
   export CUDA_VISIBLE_DEVICES=""
-  arms=tiny images=64 scale=0.5 side=128 full=96 small=64 batch=8 turns=3 limit="${LIMIT:-1800}"
+  arms=tiny images=64 scale=0.5 side=128 full=96 small=64 batch=8 turns=1 limit="${LIMIT:-1800}"
   step=("bench.batch_sizes=[8,16]" "bench.only=[plain,channels_last,recompute]" bench.steps=5 bench.seconds=10)
   loaders=("bench.images=64" bench.size=96 bench.batch=16 "bench.workers=[2]" bench.epochs=2 bench.turns=1)
   views=(--size 96 --batch 8 --repeats 5)
