@@ -28,7 +28,7 @@ from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import VERBS
-from cass_scale.words import flatten, is_url, literal_path, own_words, redact, written_out
+from cass_scale.words import flatten, is_url, literal_path, own_words, redact, with_arms, written_out
 
 OF_SHARDS = {"webdataset": ("stream=webdataset", "stream=dali"), "ffcv": ("stream=ffcv",)}  # what reads shards
 
@@ -102,6 +102,7 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
     groups_of_verb = _groups(verb)
     words = written_out(verb, words)
     words = _imply_source(verb, words) if "data" in groups_of_verb else words
+    words = with_arms(words, groups_of_verb)
     words, passed_on = own_words(words, [*_root(verb), *groups_of_verb]) if verb == "study" else (words, [])
     overrides = _parse([literal_path(word) for word in words])
     groups = [o for o in overrides if o.key_or_group in groups_of_verb]

@@ -1,4 +1,4 @@
-"""How long rows will take: as long as equal rows took, else by their FLOPs. Never imports torch."""
+"""How long rows, or a run on another card, will take: as equal ones took, else by FLOPs. Never imports torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
+from cass_scale import published
+from cass_scale.types import JSON
+
+SUSTAINED = (
+    0.7,
+    1.0,
+)  # of its datasheet's peak, what a card is taken to reach in a large matrix product: an assumption
+EPOCHS = 100  # of Table 2
 Shape = tuple[str, str]  # row and setting: what costs the same for every seed
 
 
@@ -63,3 +71,27 @@ def _rate(known: Mapping[Shape, Sequence[float]], flops: Mapping[Shape, float]) 
     """FLOP/s of the rows that are done, start-up and evaluation included; 0 when there are none."""
     counted = [(flops[shape], median(took)) for shape, took in known.items() if shape in flops]
     return sum(f for f, _ in counted) / sum(s for _, s in counted) if counted else 0.0
+
+
+def on_card(flops_per_image: float, images_per_s: float, measured_peak: float, card_peak: float) -> JSON:
+    """What the same work would take on another card, used as well as this device was: a prediction.
+
+    measured_peak: FLOP/s of a large matrix product here, in the precision of the work; card_peak: what the other card's
+    datasheet promises in it. Ranges go from the fast end of SUSTAINED to the slow one; `hours` are of Table 2's sets.
+    """
+    efficiency = flops_per_image * images_per_s / measured_peak
+    rates = [efficiency * share * card_peak / flops_per_image for share in reversed(SUSTAINED)]
+    return {
+        "flops_per_image": flops_per_image,
+        "measured_images_per_s": images_per_s,
+        "measured_peak": measured_peak,
+        "efficiency": efficiency,
+        "card_peak": card_peak,
+        "sustained": list(SUSTAINED),
+        "images_per_s": rates,
+        "epochs": EPOCHS,
+        "hours": {
+            name: [EPOCHS * images / rate / 3600 for rate in rates]
+            for name, images in published.training_images().items()
+        },
+    }

@@ -12,7 +12,12 @@ from cass_scale.types import JSON
 
 NAME = re.compile(r"[\w.%+-]+(/[\w.%+-]+)?")  # part of a folder's name; row/arm is one of the runs of `row`
 SEEDS_FOR_INTERVAL = 3
-SHARED = {"train.device": "device", "train.precision": "precision"}  # of pretrain -> the same of evaluate
+SHARED = {  # of pretrain -> the same of evaluate
+    "train.device": "device",
+    "train.precision": "precision",
+    "hardware": "hardware",
+    "hardware.mode": "hardware.mode",
+}
 OWN = {"seed": "seeds=[0,1,2]", "run.dir": "out=FOLDER", "method": "rows=[NAME]"}  # set by the grid -> what to give
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cass_scale import charts, published, records, studies
+from cass_scale import charts, hardware_page, published, records, studies
 from cass_scale.claims import MINUS, judge
 from cass_scale.errors import ConfigError, MissingExtra
 from cass_scale.grid import SEEDS_FOR_INTERVAL
@@ -98,7 +98,8 @@ def _page(runs: list[Run], notes: list[str]) -> JSON:
         "version": records.versions(["cass-scale"]).get("cass-scale", ""),
         "notes": notes,
         "banners": _banners(runs),
-        "data_notes": _data_notes(runs),
+        "data_notes": _data_notes(runs) + hardware_page.notes({run.name: run for run in runs}),
+        "predicted": hardware_page.predicted({run.name: run for run in done}),
         "findings": _findings(scores),
         "done": [_summary(run, runs) for run in done],
         "unfinished": [_summary(run, runs) for run in runs if not run.done],

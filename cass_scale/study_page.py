@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cass_scale import charts, published, robustness
+from cass_scale import charts, hardware_page, published, robustness
 from cass_scale.charts import Axis, Chart, Line
 from cass_scale.claims import saving, steadier
 from cass_scale.results import METRICS, NULL, Run
@@ -22,11 +22,15 @@ MOST = 6  # runs in one drawing
 
 def section(study: Study) -> JSON:
     """Everything that the template shows of one study."""
+    seed = min((member.seed for member in study.members), default=0)
+    first = {f"{m.name}, {m.setting}": m.run for m in study.members if m.run and m.seed == seed}
     return {
         "study": study,
         "metric": METRICS.get(study.target, study.target),
         "about": _about(study),
         "unfinished": [member for member in study.members if not member.done],
+        "emulated": hardware_page.notes(first),
+        "predicted": hardware_page.predicted(first),
         "overview": [_overview(study, row) for row in study.rows if row != INITIAL],
         "figures": _figures(study),
         "scores": [_scores(study, protocol) for protocol in study.protocols],

@@ -31,6 +31,15 @@ def written_out(verb: str, words: Iterable[str]) -> list[str]:
     return [f"{short[key]}={value}" if key in short else word for word, key, _, value in keyed]
 
 
+def with_arms(words: list[str], groups: Iterable[str]) -> list[str]:
+    """`words`, in which `hardware=rtx8000` means the paper's arms where the verb takes arms and nobody names others."""
+    named = {word.lstrip("+").partition("=")[0] for word in words}
+    implied = {"arms": "arms=paper"} if "arms" in groups else {}
+    implied |= {"bench.arms": "bench.arms=paper_random"} if {"bench=step", "bench=savings"} & set(words) else {}
+    wanted = [word for key, word in implied.items() if key not in named]
+    return [*wanted, *words] if "hardware=rtx8000" in (word.lstrip("+") for word in words) else words
+
+
 def own_words(words: Iterable[str], root: Iterable[str]) -> tuple[list[str], list[str]]:
     """Words whose first part is a key of `root`, and all others."""
     own, sorted_out = set(root), (list[str](), list[str]())

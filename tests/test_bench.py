@@ -79,6 +79,8 @@ def test_all_that_is_wrong_is_told_before_anything_runs(tmp_path: Path) -> None:
     assert all(key in str(found.value) for key in ("bench.turns=0", "bench.workers=2", "bench.size=big"))
     with pytest.raises(ConfigError, match=r"bench=loader: no such choice; did you mean loaders"):
         bench("name=loader", f"data.path={tmp_path}")
+    with pytest.raises(ConfigError, match=r"bench.only: there is no side lmdb; there are folder, folder_cached"):
+        bench("name=loaders", f"data.path={tmp_path}", "bench.only=[lmdb]")
 
 
 def test_too_few_images_for_a_batch(tmp_path: Path) -> None:
@@ -114,3 +116,5 @@ def test_table_and_legend_come_from_the_figures() -> None:
     assert row == "| **folder** | 150 (150 to 150) | 2.25 | 50.00 | 10 | 2.0 | 110 | 1.10 |"
     assert "| litdata | failed: No module named 'litdata' |" in text
     assert "ffcv_raw / ffcv_raw_loader, 1 workers: 1.00" in loaders.legend(figures)  # type: ignore[arg-type]
+    few = {key: figures[key] for key in ("folder/1", "dali/1")}
+    assert len(loaders.table(few, 1).splitlines()) == 4 and loaders.legend(few) == ""  # type: ignore[arg-type]

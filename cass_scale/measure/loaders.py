@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -60,14 +60,17 @@ SIDES = {
 def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     """Prepare the set in every form, let the sides take turns; returns the finding."""
     options = config["bench"]
+    chosen = options["only"] or list(SIDES)
+    if unknown := ", ".join(set(chosen) - set(SIDES)):
+        raise ConfigError(f"bench.only: there is no side {unknown}; there are {', '.join(SIDES)}")
     manifest: Manifest = build({k: v for k, v in config["data"].items() if k != "noise"})
     if len(manifest) < options["batch"]:
         raise DataError(f"{len(manifest)} images are fewer than bench.batch={options['batch']}; give a smaller batch")
-    forms = prepare(manifest, options["images"], options["size"], say)
+    forms = prepare(manifest, options["images"], options["size"], {SIDES[name].kind for name in chosen}, say)
     sides = {}
     for workers in options["workers"]:
-        for name, side in SIDES.items():
-            job = {"side": name, "path": str(forms[side.kind]), "workers": workers}
+        for name in chosen:
+            job = {"side": name, "path": str(forms[SIDES[name].kind]), "workers": workers}
             job |= {key: options[key] for key in ("size", "batch", "epochs")}
             sides[f"{name}/{workers}"] = [__name__, json.dumps(job)]
     figures = in_turns(sides, options["turns"], say)
@@ -77,15 +80,15 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     return Finding(QUESTION, "\n\n".join([head, *tables, legend(figures)]), figures)
 
 
-def prepare(manifest: Manifest, images: int, size: int, say: Callable[[str], None]) -> dict[str, Path]:
-    """The first `images` files of the set in every form that a side reads, made once in the cache folder."""
+def prepare(manifest: Manifest, images: int, size: int, kinds: Set[str], say: Callable[[str], None]) -> dict[str, Path]:
+    """The first `images` files of the set in the forms `kinds`, and as files, made once in the cache folder."""
     from cass_scale.cli import run_verb
     from cass_scale.types import Call
 
     if not all((manifest.root / key).is_file() for key in manifest.keys[:images]):
         raise ConfigError(f"data.path={manifest.root}: loaders are compared on files; give a folder of images")
     made = machine.cache_folder() / "bench" / _key(manifest, images)
-    say(f"the set in every form: {made}")
+    say(f"the set in all its forms: {made}")
 
     def link(folder: Path) -> None:
         (folder / "all").mkdir()
@@ -98,10 +101,11 @@ def prepare(manifest: Manifest, images: int, size: int, say: Callable[[str], Non
         "raw": ("format=ffcv", "mode=raw", f"size={size}"),
         "jpg": ("format=ffcv", "mode=jpg", f"size={size}"),
     }
-    for kind, words in recipes.items():
+    for kind in kinds & recipes.keys():
         forms[kind] = made / f"{kind}-{size}"
-        run_verb("shard", [f"source={forms['files']}", f"out={forms[kind]}", *words], Call("", quiet=True))
-    forms["chunks"] = make_once(made / "chunks", lambda folder: rivals.litdata_set(forms["files"], folder))
+        run_verb("shard", [f"source={forms['files']}", f"out={forms[kind]}", *recipes[kind]], Call("", quiet=True))
+    if "chunks" in kinds:
+        forms["chunks"] = make_once(made / "chunks", lambda folder: rivals.litdata_set(forms["files"], folder))
     return forms
 
 
@@ -174,13 +178,15 @@ def table(figures: dict[str, list[JSON]], workers: int) -> str:
         "| first epoch, images/s | to the first batch, s | memory, MiB | growth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    beside = figures.get(f"imagefolder/{workers}", [])
     for name, side in SIDES.items():
-        results = figures[f"{name}/{workers}"]
+        results = figures.get(f"{name}/{workers}", [])
+        if not results:
+            continue
         if why := failed(results):
             lines.append(f"| {side.shown} | failed: {why.replace('|', '/')} | | | | | | |")
             continue
-        beside = figures[f"imagefolder/{workers}"]
-        share = "" if failed(beside) else f"{ratio(speeds(results), speeds(beside)):.2f}"
+        share = "" if failed(beside) or not beside else f"{ratio(speeds(results), speeds(beside)):.2f}"
         memory = [result["epochs"][-1]["memory"] for result in results]
         growth = [
             result["epochs"][-1]["memory"] / result["epochs"][min(1, len(result["epochs"]) - 1)]["memory"]
@@ -207,7 +213,8 @@ def legend(figures: dict[str, list[JSON]]) -> str:
     for key, results in figures.items():
         name, workers = key.split("/")
         other = f"{SIDES[name].beside}/{workers}"
-        if SIDES[name].open is None and SIDES[name].beside != "imagefolder" and not failed([*results, *figures[other]]):
+        paired = SIDES[name].open is None and SIDES[name].beside != "imagefolder" and other in figures
+        if paired and not failed([*results, *figures[other]]):
             share = ratio(speeds(results), speeds(figures[other]))
             found.append(f"{name} / {SIDES[name].beside}, {workers} workers: {share:.2f}")
     return "images/s, by turn, " + "; ".join(found) + "." if found else ""

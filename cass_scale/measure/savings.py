@@ -16,7 +16,7 @@ from cass_scale.measure.savings_table import Sides, tables
 from cass_scale.measure.step import counted, side
 from cass_scale.measure.turns import in_turns
 from cass_scale.types import JSON
-from cass_scale.verbs import pretrain, settings, wire
+from cass_scale.verbs import emulation, pretrain, settings, wire
 from cass_scale.verbs.task import held_back
 from cass_scale.verbs.wire import Build
 
@@ -53,7 +53,8 @@ def compose(config: JSON, build: Build) -> Sides:
     both = ", ".join(set(options["methods"]) & set(options["recipes"]))
     problems.check(not both, f"bench.recipes: {both} is among bench.methods, which train all arms in one run")
     problems.raise_if_any()
-    common = [f"arms={options['arms']}", f"train.batch_size={options['batch']}"]
+    limits = emulation.words(config["hardware"])
+    common = [f"arms={options['arms']}", f"train.batch_size={options['batch']}", *limits]
     if (kind := shard_format(data["path"])) and not any(word.startswith("stream=") for word in options["words"]):
         common.append(f"stream={OF_SHARDS[kind][0]}")
     arms = settings.arm_names(compose_config("pretrain", common))

@@ -16,22 +16,23 @@ from typing import Any
 
 import torch
 
-from cass_scale import precision, rng
+from cass_scale import hardware, rng
 from cass_scale.cli import build, compose_config
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.pixels import fits
 from cass_scale.data.plan import Plan
+from cass_scale.errors import ConfigError
 from cass_scale.estimate import Estimate
 from cass_scale.evidence import Finding
 from cass_scale.machine import cpu_name
 from cass_scale.measure import peaks
 from cass_scale.measure.energy import Energy
-from cass_scale.measure.steps_table import OVER, as_csv, table
+from cass_scale.measure.steps_table import OVER, as_csv, predictions, table
 from cass_scale.measure.turns import in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
 from cass_scale.types import JSON, Batch, Progress, Stream
-from cass_scale.verbs import exchange, settings, wire
+from cass_scale.verbs import emulation, exchange, settings, wire
 from cass_scale.verbs.pretrain import make_todo
 from cass_scale.verbs.wire import Build, without
 
@@ -42,13 +43,14 @@ SPANS = ("data", "views", "step", "after")  # of the meter; after: the method's 
 
 def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     """Every batch size with the first variant, every variant with the first batch size; in turns."""
-    options = config["bench"]
-    sizes, variants = options["batch_sizes"], dict(options["variants"])
-    for name in options["cuda_only"] if not torch.cuda.is_available() else ():
-        variants.pop(name, None)
+    options, limits = config["bench"], hardware.read(config["hardware"])
+    sizes, variants = options["batch_sizes"], chosen(options)
     first, *others = variants
     pairs = [(first, size) for size in sizes] + [(name, sizes[0]) for name in others]
     common = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
+    common = [*common, *emulation.words(config["hardware"])]
+    plain = compose_config("pretrain", [*common, f"train.batch_size={sizes[0]}"])
+    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
     composed = {
         pair: compose_config("pretrain", [*common, f"train.batch_size={pair[1]}", *variants[pair[0]]]) for pair in pairs
     }
@@ -58,16 +60,33 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
         sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
     figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
     if options["memory_gib"]:
-        memory = int(options["memory_gib"] * 2**30)
+        gib = min(options["memory_gib"], limits.memory / 2**30) if limits else options["memory_gib"]
         own = {name: compose_config("pretrain", [*common, *variants[name]]) for name in (first, *options["fit"])}
-        jobs = {name: [FIT, json.dumps({"config": one, "memory": memory})] for name, one in own.items()}
-        figures["fit"] = {"memory_gib": options["memory_gib"], "sides": in_turns(jobs, 1, say)}
+        jobs = {name: [FIT, json.dumps({"config": one, "memory": int(gib * 2**30)})] for name, one in own.items()}
+        figures["fit"] = {"memory_gib": gib, "sides": in_turns(jobs, 1, say)}
+    if limits:
+        figures["predicted"] = {
+            "card": limits.card,
+            "differs": emulation.differs(plain),
+            "rows": predictions(limits, figures),
+        }
     return Finding(QUESTION, table(figures), figures, {"step.csv": as_csv(figures)})
 
 
 def side(config: JSON, options: JSON, **more: Any) -> list[str]:
     """What follows `python -m` to time steps of `config`; `images` of its own data where that is given."""
     return [__name__, json.dumps({"config": config, **{k: options[k] for k in ("steps", "warmup", "seconds")}, **more})]
+
+
+def chosen(options: JSON) -> dict[str, list[str]]:
+    """The variants that are asked for and that the device can run. Raises ConfigError for a name that is none."""
+    variants = options["variants"]
+    if unknown := ", ".join(set(options["only"] or ()) - set(variants)):
+        raise ConfigError(f"bench.only: there is no variant {unknown}; there are {', '.join(variants)}")
+    skipped = () if torch.cuda.is_available() else options["cuda_only"]
+    return {
+        name: words for name, words in variants.items() if name in (options["only"] or variants) if name not in skipped
+    }
 
 
 def measured_peaks(say: Callable[[str], None]) -> JSON:
@@ -98,9 +117,11 @@ class Stepper:
     def __post_init__(self) -> None:
         train = self.config["train"]
         self.device = wire.choose_device(train["device"])
-        resolved = precision.resolve(train["precision"], self.device)
-        handlers = [exchange.gradients(train)]
-        self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[], handlers=handlers)
+        limits, handlers = hardware.read(self.config["hardware"]), [exchange.gradients(train)]
+        resolved = hardware.resolve(limits, train["precision"], self.device)
+        self.place = wire.open_place(
+            self.device, resolved, project=Path("."), trackers=[], handlers=handlers, limits=limits
+        )
         self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
         optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
         self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)
@@ -227,8 +248,8 @@ def finish(device: torch.device) -> None:
 
 def counted(config: JSON, batch: int) -> Estimate:
     """FLOPs and memory of the whole step, on the meta device."""
-    device = wire.choose_device(config["train"]["device"])
-    width = 2 if precision.resolve(config["train"]["precision"], device).autocast_dtype else 4
+    device, limits = wire.choose_device(config["train"]["device"]), hardware.read(config["hardware"])
+    width = 2 if hardware.resolve(limits, config["train"]["precision"], device).autocast_dtype else 4
     return wire.cost(config, build, settings.arm_specs(config), batch, width)
 
 

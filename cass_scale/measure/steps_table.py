@@ -6,8 +6,12 @@ import csv
 import io
 from statistics import median
 
+from cass_scale import published
+from cass_scale.hardware import Limits
 from cass_scale.measure.turns import failed, spread
+from cass_scale.page import hours
 from cass_scale.types import JSON
+from cass_scale.verbs.emulation import predicted
 
 COLUMNS = (
     "model", "variant", "train_samples_per_sec", "train_step_time", "train_batch_size", "train_img_size",
@@ -72,7 +76,7 @@ def table(figures: JSON) -> str:
     for key, results in figures["sides"].items():
         if why := failed(results):
             lines.append(f"| {key.replace('/', ' | ')} | failed: {why.replace('|', '/')} | | | | | | | | |")
-    return "\n".join([*lines, "", _peaks(figures["peaks"]), *_fit(figures.get("fit"))])
+    return "\n".join([*lines, "", _peaks(figures["peaks"]), *_fit(figures.get("fit")), *_predicted(figures)])
 
 
 def _percent(share: float | None) -> str:
@@ -92,7 +96,44 @@ def _fit(fit: JSON | None) -> list[str]:
     found = [
         f"{name} {failed(results) or '{batch} ({how})'.format(**results[0])}" for name, results in fit["sides"].items()
     ]
-    return ["", f"Largest batch in {fit['memory_gib']} GiB: {', '.join(found)}."]
+    return ["", f"Largest batch in {fit['memory_gib']:.4g} GiB: {', '.join(found)}."]
+
+
+def predictions(limits: Limits, figures: JSON) -> list[JSON]:
+    """What each side would do on the card whose limits were held, where the peak here was measured in its precision."""
+    found = []
+    for row in rows(figures):
+        name, flops = row["precision"], 1e9 * row["gflop_per_sample"]
+        if peak := figures["peaks"]["matrix_product"].get(name):
+            side = {"variant": row["variant"], "batch": row["train_batch_size"]}
+            found.append(side | predicted(limits, name, flops, row["train_samples_per_sec"], peak))
+    return found
+
+
+def _predicted(figures: JSON) -> list[str]:
+    """Markdown of the predictions, with Table 2 below them."""
+    found = figures.get("predicted")
+    if not found or not found["rows"]:
+        return []
+    low, high = (round(100 * share) for share in found["rows"][0]["sustained"])
+    table2 = published.hours()
+    lines = [
+        "",
+        f"**Prediction, not measurement**: hours of 100 epochs on a {found['card']}, used as well as "
+        f"{figures['peaks']['name']} was here, if it sustains {low} to {high} % of its datasheet in a large product.",
+        *([f"Not the paper's setting: {'; '.join(found['differs'])}."] if found["differs"] else []),
+        "",
+        f"| variant | batch | precision | of the measured peak | images/s | {' | '.join(table2)} |",
+        f"|---|---:|---|---:|---:|{'---:|' * len(table2)}",
+    ]
+    for row in found["rows"]:
+        rates = " to ".join(f"{rate:,.0f}" for rate in reversed(row["images_per_s"]))
+        times = [" to ".join(map(hours, row["hours"][name])) for name in table2]
+        cells = [row["variant"], str(row["batch"]), row["precision"], _percent(row["efficiency"]), rates, *times]
+        lines.append(f"| {' | '.join(cells)} |")
+    for number, who in ((1, "Table 2, CASS"), (0, "Table 2, the pair of DINO")):
+        lines.append(f"| {who} | 16 | | | | {' | '.join(hours(both[number]) for both in table2.values())} |")
+    return lines
 
 
 def as_csv(figures: JSON) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from cass_scale import evidence
+from cass_scale import evidence, hardware
 from cass_scale.console import Console
 from cass_scale.errors import Problems
 from cass_scale.types import JSON, Call
@@ -18,6 +18,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     name, out = config["bench"]["name"], config["out"]
     problems = Problems()
     settings.check_values(config, rules.BENCH[name], problems)
+    problems.found += hardware.problems(config["hardware"], "auto", "")
     problems.check(out is None or settings.writable(Path(out)), f"out={out}: not writable; choose another folder")
     problems.raise_if_any()
     console = Console(quiet=call.quiet)
@@ -27,6 +28,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     found: evidence.Finding = import_module(f"cass_scale.measure.{name}").run(config, build, console.say)
     console.say(f"\n{found.table}")
     if out is not None:
-        evidence.write_record(Path(out), found, command=call.command, options=config, machine=evidence.machine())
+        limits = hardware.read(config["hardware"])
+        machine = evidence.machine() + (f", emulating: {limits.shown}" if limits else "")
+        evidence.write_record(Path(out), found, command=call.command, options=config, machine=machine)
         console.say(f"record: {out}")
     return {"question": found.question, "table": found.table, "figures": found.figures, "out": out}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cass_scale import dist, encoders, precision, records
+from cass_scale import dist, encoders, hardware, records
 from cass_scale.console import Console
 from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError, DataError, Problems
@@ -39,8 +39,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     With several amounts of labels that is the last one's, and `all` holds every record by its file's name.
     """
     folder, trained, remarks = read_run(config)
-    device = choose_device(config["device"])
-    resolved = precision.resolve(config["precision"], device)
+    device, limits = choose_device(config["device"]), hardware.read(config["hardware"])
+    resolved = hardware.resolve(limits, config["precision"], device)
     console = Console(quiet=call.quiet)
     frozen = config["protocol"]["name"] in FROZEN
     task = find_task(config, trained, build, folder)
@@ -55,7 +55,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     if call.dry_run:
         console.say("nothing was started (--dry-run)")
         return planned(config, task, found)
-    place = open_place(device, resolved, project=folder, trackers=[])
+    place = open_place(device, resolved, project=folder, trackers=[], limits=limits)
     job = Job(config, trained, build, task, place, console)
     arms = load_arms(config, folder, trained)
     (folder / "evaluate").mkdir(exist_ok=True)
@@ -69,6 +69,7 @@ def read_run(config: JSON) -> tuple[Path, JSON, list[str]]:
     """The run folder, its configuration, and what must be known of it; every problem of the command at once."""
     problems = Problems()
     settings.check_values(config, rules.EVALUATE, problems)
+    problems.found += hardware.problems(config["hardware"], config["precision"], "precision")
     problems.check(config["run"]["dir"] is not None, "run.dir is missing: the folder that `cass-scale pretrain` wrote")
     one = dist.world() == 1
     problems.check(one, "evaluate runs in one process: start it without accelerate launch, torchrun or srun -n")
@@ -256,6 +257,7 @@ def describe(job: Job, condition: Condition, call: Call) -> JSON:
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": job.place.record(),
+        "hardware": job.place.hardware,
     }
 
 

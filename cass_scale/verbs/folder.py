@@ -125,6 +125,7 @@ def circumstances(place: Place) -> JSON:
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": place.record(),
+        "hardware": place.hardware,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cass_scale import encoders, precision, records, rng
+from cass_scale import encoders, hardware, precision, records, rng
 from cass_scale.average import Average
 from cass_scale.colour import to_unit
 from cass_scale.console import Console
@@ -32,7 +32,7 @@ from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import exchange, rules, settings, wire
+from cass_scale.verbs import emulation, exchange, rules, settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
@@ -52,13 +52,13 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 def pretrain(config: JSON, build: Build, call: Call) -> JSON:
     """`run`, but for what it does where the memory ends."""
     specs, kind = check(config, build)
-    device = wire.choose_device(config["train"]["device"])
-    resolved = precision.resolve(config["train"]["precision"], device)
+    device, limits = wire.choose_device(config["train"]["device"]), hardware.read(config["hardware"])
+    resolved = hardware.resolve(limits, config["train"]["precision"], device)
     refuse_scaled_leftovers(resolved, config)
     folder = Path(config["run"]["dir"] or default_dir(config))
     train_keys = config["train"]
-    handlers = [exchange.gradients(train_keys)]
-    place = wire.open_place(device, resolved, project=folder, trackers=train_keys["trackers"], handlers=handlers)
+    given = {"trackers": train_keys["trackers"], "handlers": [exchange.gradients(train_keys)], "limits": limits}
+    place = wire.open_place(device, resolved, project=folder, **given)
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
     meter = Meter(place.device, place.world, call.born)
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
@@ -86,7 +86,7 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
         place.accelerator.wait_for_everyone()
         the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
         sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
-        console.say("\n".join((*manifest.notes, f"{sizes}, {resolved.why}; {folder}")))
+        console.say("\n".join((*manifest.notes, *place.notes, f"{sizes}, {resolved.why}; {folder}")))
         about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
         with outcome(the_run), closing(stream), wire.tracking(place, the_run, about):
             work(config, build, method, stream, manifest, place, the_run)
@@ -127,6 +127,12 @@ def work(
         status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last,
         exported=method.exported,
     )  # fmt: skip
+    if run.main and place.hardware:
+        more = {
+            "differs": emulation.differs(config),
+            "prediction": emulation.prediction(place, records.read(run.folder)),
+        }
+        run.update(hardware=place.hardware | more)
     run.console.say(f"done: {run.folder}, {speed(run)}  (next: cass-scale evaluate run.dir={run.folder})")
 
 
@@ -143,6 +149,7 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
     """Every problem of the values at once, before a device or a file is touched; the arms and the method's class."""
     problems = Problems()
     settings.check_values(config, rules.PRETRAIN, problems)
+    problems.found += hardware.problems(config["hardware"], config["train"]["precision"], "train.precision")
     specs, kind = settings.check_arms(config, problems), wire.method_class(config, build)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -261,6 +268,7 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
+    limits = hardware.read(config["hardware"])
     cost = wire.cost(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
     steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
     images = steps * config["train"]["batch_size"]
@@ -269,6 +277,7 @@ def dry_run(
         yaml.safe_dump(config, sort_keys=False),
         f"data         {manifest.name}: {len(manifest.rows('train'))} training images of {len(manifest)}",
         f"precision    {resolved.why}",
+        *([f"hardware     {limits.shown}"] if limits else []),
         f"steps        {steps} of {config['train']['batch_size']} images ({plan.steps_per_epoch} per epoch)",
         f"parameters   {cost.parameters / 1e6:.1f} M",
         f"memory       about {cost.memory_bytes / 2**30:.1f} GiB per device (weights, gradients, Adam, activations)",

@@ -275,6 +275,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.workers": list_of(whole(0)),
         "bench.epochs": whole(1),
         "bench.turns": whole(1),
+        "bench.only": or_null(list_of(TEXT)),
     },
     "step": {
         **_STEPS,
@@ -283,6 +284,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.memory_gib": or_null(POSITIVE),
         "bench.fit": list_of(TEXT),
         "bench.cuda_only": list_of(TEXT),
+        "bench.only": or_null(list_of(TEXT)),
     },
     "scaling": {
         "bench.words": list_of(TEXT),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cass_scale import dist, evidence, grid, precision, records
+from cass_scale import dist, evidence, grid, hardware, records
 from cass_scale.checkpoint import StopSignal
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
@@ -258,7 +258,7 @@ def dry_run(
     device = choose_device(next(iter(configs.values()))["train"]["device"])
     flops, images = {}, len(manifest.rows("train"))
     for shape, config in configs.items():
-        resolved = precision.resolve(config["train"]["precision"], device)
+        resolved = hardware.resolve(hardware.read(config["hardware"]), config["train"]["precision"], device)
         batch = config["train"]["batch_size"]
         cost = wire.cost(config, build, settings.arm_specs(config), batch)
         flops[shape] = cost.flops_per_image * batch * total_steps(config, images // batch)

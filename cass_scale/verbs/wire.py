@@ -16,13 +16,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, machine, optim, precision
+from cass_scale import encoders, hardware, hardware_page, machine, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.estimate import Estimate, estimate
+from cass_scale.hardware import Limits
 from cass_scale.methods.base import Method
 from cass_scale.run import Run
 from cass_scale.schedule import Rates, cosine, make_schedule
@@ -45,6 +46,8 @@ class Place:
     device: torch.device
     precision: precision.Resolved
     accelerator: Accelerator
+    limits: Limits | None = None
+    hardware: JSON | None = None  # how the limits are held, for records
 
     @property
     def rank(self) -> int:
@@ -61,6 +64,11 @@ class Place:
         values = [value]
         broadcast_object_list(values)
         return values[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the console: what is emulated."""
+        return [hardware_page.shown(self.hardware)] if self.hardware else []
 
     def record(self) -> JSON:
         """For run.json."""
@@ -94,8 +102,12 @@ def open_place(
     project: Path,
     trackers: list[str],
     handlers: Sequence[KwargsHandler] = (),
+    limits: Limits | None = None,
 ) -> Place:
-    """Accelerate set up for the device and precision that were resolved, whatever its own configuration says."""
+    """Accelerate set up for the device and precision that were resolved, whatever its own configuration says.
+
+    Under limits the process stays, from here on.
+    """
     precision.apply(resolved)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it may track the run, not the user
     AcceleratorState._reset_state(reset_partial_state=False)  # a second run in one process may differ in precision
@@ -108,13 +120,19 @@ def open_place(
         kwargs_handlers=list(handlers),
     )
     accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
-    return Place(accelerator.device, resolved, accelerator)
+    held = hardware.hold(limits, resolved, accelerator.device) if limits else None
+    return Place(accelerator.device, resolved, accelerator, limits, held)
 
 
-def workers(asked: int | str) -> int:
-    """Processes that decode beside this rank; auto leaves one core of its share to the rank itself, at most 8."""
+def workers(asked: int | str, limits: Limits | None = None) -> int:
+    """Processes that decode beside this rank; auto leaves one core of its share to the rank itself, at most 8.
+
+    Under limits auto is the number of their cores.
+    """
     if isinstance(asked, int):
         return asked
+    if limits:
+        return limits.cores
     cores = machine.cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(0, min(8, cores - 1))
 
@@ -156,7 +174,7 @@ def open_stream(
             f"stream={kind} has 8 bit per channel, the images of {manifest.name} have 16; use stream="
             f"{' or stream='.join(DEEP)}"
         )
-    node = stream | {"workers": workers(stream["workers"])}
+    node = stream | {"workers": workers(stream["workers"], place.limits)}
     if not keep and "cache_bytes" in node:
         node["cache_bytes"] = 0
     made: Stream = build(node, manifest=manifest, plan=plan, size=size, device=place.device, **extra)
