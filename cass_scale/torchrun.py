@@ -1,0 +1,59 @@
+"""torchrun whose exit code is that of its ranks: `python -m cass_scale.torchrun` takes torchrun's own words.
+
+torchrun ends with 1 whatever its ranks ended with, and kills them 30 s after a SIGTERM. Here SIGTERM, SIGINT and SIGUSR1
+are handed to the ranks, which save in their own time and exit 75. So a scheduler can tell preempted (75: run again)
+from a wrong configuration or wrong data (2, 3: no use to run again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import psutil
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from cass_scale.checkpoint import SIGNALS
+from cass_scale.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+
+
+def main(words: Sequence[str]) -> int:
+    """Start the ranks of this host and wait for them; returns the exit code of the one that failed first."""
+    asked: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        ranks = psutil.Process().children()
+        if not ranks:  # the hosts have not met yet, or all is done
+            raise SystemExit(EXIT_PREEMPTED)
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+
+    for number in SIGNALS:
+        signal.signal(number, hand_on)
+    try:
+        run.main(["--signals-to-handle", "SIGHUP,SIGQUIT", *words])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _ended(rank, failure.exitcode, asked)
+    return EXIT_OK
+
+
+def _ended(rank: int, code: int, asked: Sequence[int]) -> int:
+    """Say how the first rank ended, and give the exit code for it."""
+    if code == EXIT_PREEMPTED or -code in asked:  # killed by what was handed on: it had not begun to train
+        names = " and ".join(dict.fromkeys(signal.Signals(number).name for number in asked))
+        print(f"cass-scale: stopped{f' by {names}' if names else ''}; the same command goes on", file=sys.stderr)
+        return EXIT_PREEMPTED
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    print(f"cass-scale: rank {rank} {how}, and so did the job", file=sys.stderr)
+    return EXIT_FAILED if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
