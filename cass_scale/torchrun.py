@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from types import FrameType
 
 import psutil
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from cass_scale.checkpoint import SIGNALS
 from cass_scale.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def main(words: Sequence[str]) -> int:
@@ -28,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     def hand_on(number: int, frame: FrameType | None) -> None:
         asked.append(number)
         ranks = psutil.Process().children()
-        if not ranks:  # the hosts have not met yet, or all is done
+        if not ranks:  # none yet, or all are done
             raise SystemExit(EXIT_PREEMPTED)
         for rank in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -36,6 +35,9 @@ def main(words: Sequence[str]) -> int:
 
     for number in SIGNALS:
         signal.signal(number, hand_on)
+    from torch.distributed import run  # after the handlers: it takes seconds
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
         run.main(["--signals-to-handle", "SIGHUP,SIGQUIT", *words])
     except ChildFailedError as error:
