@@ -8,8 +8,11 @@ from a wrong configuration or wrong data (2, 3: no use to run again).
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -18,6 +21,7 @@ import psutil
 from cass_scale.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LOOK = 20.0  # seconds between looks; torchrun itself looks ten times a second
 
 
 def main(words: Sequence[str]) -> int:
@@ -35,6 +39,7 @@ def main(words: Sequence[str]) -> int:
 
     for number in SIGNALS:
         signal.signal(number, hand_on)
+    threading.Thread(target=_watch, args=(asked,), daemon=True).start()
     from torch.distributed import run  # after the handlers: it takes seconds
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -42,18 +47,35 @@ def main(words: Sequence[str]) -> int:
         run.main(["--signals-to-handle", "SIGHUP,SIGQUIT", *words])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _ended(rank, failure.exitcode, asked)
+        return _ended(f"rank {rank}", failure.exitcode, asked)
     return EXIT_OK
 
 
-def _ended(rank: int, code: int, asked: Sequence[int]) -> int:
-    """Say how the first rank ended, and give the exit code for it."""
+def _watch(asked: Sequence[int]) -> None:
+    """End this process for a torchrun that does not see the end of its ranks.
+
+    Cut off from the host of the rendezvous, it waits for an answer for as long as TCP does.
+    """
+    dead: set[int] = set()
+    while True:
+        time.sleep(LOOK)
+        ranks = psutil.Process().children()
+        before, dead = dead, {rank.pid for rank in ranks if rank.status() == psutil.STATUS_ZOMBIE}
+        if unseen := sorted(before & dead):
+            for rank in ranks:
+                rank.kill()
+            code = os.waitstatus_to_exitcode(os.waitpid(unseen[0], 0)[1])
+            os._exit(_ended(f"process {unseen[0]}", code, asked))
+
+
+def _ended(who: str, code: int, asked: Sequence[int]) -> int:
+    """Say how the first rank ended, and give the exit code for that."""
     if code == EXIT_PREEMPTED or -code in asked:  # killed by what was handed on: it had not begun to train
         names = " and ".join(dict.fromkeys(signal.Signals(number).name for number in asked))
         print(f"cass-scale: stopped{f' by {names}' if names else ''}; the same command goes on", file=sys.stderr)
         return EXIT_PREEMPTED
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    print(f"cass-scale: rank {rank} {how}, and so did the job", file=sys.stderr)
+    print(f"cass-scale: {who} {how}, and so did the job", file=sys.stderr)
     return EXIT_FAILED if code < 0 else code
 
 
