@@ -50,7 +50,10 @@ def wait_for(folder: Path, names: Sequence[str]) -> None:
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("ending", "code", "words"),
-    [("sys.exit(3)", 3, "rank 1 ended with exit code 3"), ("os.kill(os.getpid(), 9)", 1, "rank 1 was killed by SIGKILL")],
+    [
+        ("sys.exit(3)", 3, "rank 1 ended with exit code 3"),
+        ("os.kill(os.getpid(), 9)", 1, "rank 1 was killed by SIGKILL"),
+    ],
 )
 def test_the_job_ends_as_the_rank_that_ended_first(tmp_path: Path, ending: str, code: int, words: str) -> None:
     found, said = finish(start(tmp_path, ENDS + ending, "--standalone"))
