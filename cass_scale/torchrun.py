@@ -1,8 +1,8 @@
 """torchrun whose exit code is that of its ranks: `python -m cass_scale.torchrun` takes torchrun's own words.
 
-torchrun ends with 1 whatever its ranks ended with, and kills them 30 s after a SIGTERM. Here SIGTERM, SIGINT and SIGUSR1
-are handed to the ranks, which save in their own time and exit 75. So a scheduler can tell preempted (75: run again)
-from a wrong configuration or wrong data (2, 3: no use to run again).
+torchrun ends with 1 whatever its ranks ended with, and kills them 30 s after a SIGTERM. Here SIGTERM, SIGINT and
+SIGUSR1 are handed to the ranks, which save in their own time and exit 75. So a scheduler can tell preempted (75: run
+again) from a wrong configuration or wrong data (2, 3: no use to run again).
 """
 
 from __future__ import annotations

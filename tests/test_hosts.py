@@ -1,4 +1,4 @@
-"""launch/hosts.sh between two hosts: network namespaces with names of their own, joined by one cable that can be cut."""
+"""launch/hosts.sh between two hosts: network namespaces with names of their own, and a cable that can be cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchrun with an exit code that a scheduler can read: what ranks end with, and what a signal to the launcher becomes."""
+"""torchrun whose exit code a scheduler can read: what ranks end with, what a signal to the launcher becomes."""
 
 from __future__ import annotations
 
