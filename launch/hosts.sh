@@ -19,12 +19,15 @@ done
 [ "$head" ] && [ "$node" ] && [ $# -gt 0 ] || { echo "$usage" >&2; exit 2; }
 [[ " $* " == *" run.dir="* ]] || { echo "launch/hosts.sh: give run.dir=FOLDER, one that all hosts share" >&2; exit 2; }
 
-waited=0
-until address=$(getent ahostsv4 "$head" | awk '{print $1; exit}') && [ "$address" ]; do # a pod's name comes with the pod
-  [ $waited -lt 600 ] || { echo "launch/hosts.sh: --head $head: no such host, also after 10 minutes" >&2; exit 1; }
-  [ $waited -gt 0 ] || echo "launch/hosts.sh: waiting for --head $head to have an address" >&2
+there() { # a pod has its name, and node 0 listens, some time after the command
+  address=$(getent ahostsv4 "$head" | awk '{print $1; exit}') && [ "$address" ] || return 1
+  [ "$node" = 0 ] || timeout 5 bash -c ": <>/dev/tcp/$address/$port" 2>/dev/null
+}
+until there; do
+  [ $SECONDS -lt 600 ] || { echo "launch/hosts.sh: no answer from --head $head, port $port, in 10 minutes" >&2; exit 1; }
+  [ "${told:-}" ] || echo "launch/hosts.sh: waiting for --head $head, port $port" >&2
+  told=yes
   sleep 2
-  waited=$((waited + 2))
 done
 if command -v ip >/dev/null; then # name the network: a host's own name often leads to 127.0.1.1
   interface=$(ip -o -4 address show to "$address/32" | awk '{print $2; exit}')
