@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -192,5 +192,6 @@ def outcome(run: Run) -> Iterator[None]:
         text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
         run.update(status=status, finished=records.now(), error=text)
         if isinstance(error, Preempted):  # raised on all ranks; launchers kill the others when the first one leaves
-            dist.wait_for_all()
+            with suppress(RuntimeError):  # one is gone already: all is saved
+                dist.wait_for_all()
         raise
