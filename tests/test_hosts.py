@@ -96,6 +96,7 @@ def wait_for_step(folder: Path, step: int, *launched: Launched) -> None:
 @pytest.mark.netns
 @pytest.mark.dist
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_cut_cable_ends_the_run_and_the_same_command_continues_it(tmp_path: Path, shared: Path, hosts: Hosts) -> None:
     folder = tmp_path / "run"
     words = (f"data.path={shared / 'data/brain_mri'}", f"run.dir={folder}")
