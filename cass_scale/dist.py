@@ -54,6 +54,12 @@ def of_all_ranks(value: T) -> list[T]:
     return values
 
 
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if active():
+        td.barrier(device_ids=[torch.cuda.current_device()] if td.get_backend() == "nccl" else None)
+
+
 class _Gather(torch.autograd.Function):  # torch's own differentiable all_gather is deprecated, and warns at every call
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:

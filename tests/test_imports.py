@@ -21,7 +21,7 @@ LAYERS = (  # a module may import its own layer and those before it; a folder st
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
     "robustness studies claims study_page hardware_page release",
     "ledger train evaluation checkup",
-    "cli verbs measure __init__ __main__",
+    "cli verbs measure torchrun __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
 RIVALS = "measure.rivals"  # what the streams are held against uses the libraries in its own way

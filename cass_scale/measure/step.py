@@ -48,15 +48,15 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     first, *others = variants
     pairs = [(first, size) for size in sizes] + [(name, sizes[0]) for name in others]
     common = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
-    common = [*common, *emulation.words(config["hardware"])]
-    plain = compose_config("pretrain", [*common, f"train.batch_size={sizes[0]}"])
-    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
+    common += emulation.words(config["hardware"])
     composed = {
         pair: compose_config("pretrain", [*common, f"train.batch_size={pair[1]}", *variants[pair[0]]]) for pair in pairs
     }
+    plain = composed[pairs[0]]
+    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
     sides = {f"{name}/{size}": side(one, options) for (name, size), one in composed.items()}
     if config["data"].get("path"):
-        seen = composed[pairs[0]] | {"data": config["data"]}
+        seen = plain | {"data": config["data"]}
         sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
     figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
     if options["memory_gib"]:
@@ -65,17 +65,9 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
         jobs = {name: [FIT, json.dumps({"config": one, "memory": int(gib * 2**30)})] for name, one in own.items()}
         figures["fit"] = {"memory_gib": gib, "sides": in_turns(jobs, 1, say)}
     if limits:
-        figures["predicted"] = {
-            "card": limits.card,
-            "differs": emulation.differs(plain),
-            "rows": predictions(limits, figures),
-        }
+        rows = predictions(limits, figures)
+        figures["predicted"] = {"card": limits.card, "differs": emulation.differs(plain), "rows": rows}
     return Finding(QUESTION, table(figures), figures, {"step.csv": as_csv(figures)})
-
-
-def side(config: JSON, options: JSON, **more: Any) -> list[str]:
-    """What follows `python -m` to time steps of `config`; `images` of its own data where that is given."""
-    return [__name__, json.dumps({"config": config, **{k: options[k] for k in ("steps", "warmup", "seconds")}, **more})]
 
 
 def chosen(options: JSON) -> dict[str, list[str]]:
@@ -87,6 +79,11 @@ def chosen(options: JSON) -> dict[str, list[str]]:
     return {
         name: words for name, words in variants.items() if name in (options["only"] or variants) if name not in skipped
     }
+
+
+def side(config: JSON, options: JSON, **more: Any) -> list[str]:
+    """What follows `python -m` to time steps of `config`; `images` of its own data where that is given."""
+    return [__name__, json.dumps({"config": config, **{k: options[k] for k in ("steps", "warmup", "seconds")}, **more})]
 
 
 def measured_peaks(say: Callable[[str], None]) -> JSON:

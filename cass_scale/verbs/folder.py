@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-from cass_scale import records
+from cass_scale import dist, records
 from cass_scale.data.manifest import Manifest
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import CassScaleError, Collapsed, ConfigError, DataError, Preempted, Problems
@@ -108,6 +110,26 @@ def free(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in FREE)
 
 
+def check_shared(folder: Path, manifest: Manifest, patience: float = 30.0) -> None:
+    """Raise ConfigError on all ranks unless every host sees this run folder and the same data.
+
+    A folder that another host has just made may take `patience` seconds to appear on a network file system.
+    """
+    until = time.monotonic() + patience
+    while not (folder / records.RUN).exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    started = records.read(folder)["started"] if (folder / records.RUN).exists() else None
+    seen = dist.of_all_ranks((started, manifest.fingerprint(), platform.node()))
+    (mine, data, _), others = seen[0], seen[1:]
+    if apart := sorted({host for there, _, host in others if there != mine}):
+        raise ConfigError(
+            f"run.dir={folder} is another folder on {', '.join(apart)}: choose one on a file system that all hosts "
+            "share, since every rank resumes from it"
+        )
+    if apart := sorted({host for _, there, host in others if there != data}):
+        raise ConfigError(f"data.path holds other images or labels on {', '.join(apart)} than on the first host")
+
+
 def proceed(folder: Path, config: JSON, steps_per_epoch: int, place: Place, call: Call) -> None:
     """Bring the record of a run that continues up to date: its goal, and under `resumed` what is not as it was."""
     record = records.read(folder)
@@ -200,4 +222,7 @@ def outcome(run: Run) -> Iterator[None]:
         status = next((word for kind, word in ended.items() if isinstance(error, kind)), "failed")
         text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
         run.update(status=status, finished=records.now(), error=text)
+        if isinstance(error, Preempted):  # raised on all ranks; launchers kill the others when the first one leaves
+            with suppress(RuntimeError):  # one is gone already: all is saved
+                dist.wait_for_all()
         raise

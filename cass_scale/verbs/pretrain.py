@@ -33,7 +33,7 @@ from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
 from cass_scale.verbs import emulation, exchange, rules, settings, wire
-from cass_scale.verbs.folder import begin, claim, outcome, proceed
+from cass_scale.verbs.folder import begin, check_shared, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
 
@@ -84,6 +84,7 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
         elif place.accelerator.is_main_process:
             proceed(folder, config, stream.steps_per_epoch, place, call)
         place.accelerator.wait_for_everyone()
+        check_shared(folder, manifest)
         the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
         sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
         console.say("\n".join((*manifest.notes, *place.notes, f"{sizes}, {resolved.why}; {folder}")))
