@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cass_scale import checkpoint, optim
+from cass_scale.backends.engine import Engine
 from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.evaluation.metrics import scores
@@ -58,12 +59,10 @@ def finetune(
         return {f"val/{key}": value for key, value in found.items()}
 
     train(
-        method,
+        Engine(method, optimizer, accelerator),
         streams["train"],
-        optimizer,
         lambda at: Rates(rate(at, lr), weight_decay=0.0),
         views,
-        accelerator,
         todo,
         run,
         observe=validate,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cass_scale import precision
+from cass_scale.backends.engine import Engine
 from cass_scale.cli import build, compose_config
 from cass_scale.estimate import Estimate
 from cass_scale.evidence import Finding
@@ -87,8 +88,8 @@ class Stepper:
         self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[])
         self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
         optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
-        self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)
-        self.model.train()
+        self.engine = Engine(self.method, optimizer, self.place.accelerator)
+        self.method.train()
         self.parameters = sum(p.numel() for p in self.method.parameters())
         self.views, self.meter = build(self.config["views"]), Meter(self.device)
         self.at = Progress(0, 0, 0, 10**9)
@@ -98,7 +99,7 @@ class Stepper:
         index, train = torch.arange(len(images), device=images.device), self.config["train"]
         batch = Batch(images, index, label=torch.zeros_like(index))
         todo = Todo(epochs=1, batch_size=len(images), seed=0, clip=train["clip"], clip_each=train["clip_each"])
-        update(self.model, self.optimizer, iter([batch]), self.views, self.at, self.place.accelerator, todo, self.meter)
+        update(self.engine, iter([batch]), self.views, self.at, todo, self.meter)
         self.at = Progress(0, self.at.step + 1, self.at.samples + len(images), self.at.total_samples)
         self.method.after_step(self.at)
         self.meter.settle()

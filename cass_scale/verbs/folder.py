@@ -20,7 +20,7 @@ from cass_scale.verbs.wire import PACKAGES, Place, without
 # was resolved, since `auto` means another one on another device.
 FREE = (
     "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
-    "train.trackers", "train.count_flops",
+    "train.trackers", "train.count_flops", "train.backend", "train.ranks",
 )  # fmt: skip
 MANIFEST = "manifest.csv"
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cass_scale import encoders
+from cass_scale.backends import BACKENDS
 from cass_scale.data.window import read_window
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
 from cass_scale.errors import ConfigError, Problems
+from cass_scale.norms import KINDS
 from cass_scale.results import METRICS
 from cass_scale.types import JSON, ViewSpec
 from cass_scale.views import problems as view_problems
@@ -103,6 +105,9 @@ PRETRAIN: dict[str, Rule] = {
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
     "train.precision": PRECISION,
+    "train.backend": _choice("auto", *BACKENDS),
+    "train.ranks": _or_null(_whole(1)),
+    "train.batch_norm": _choice(*KINDS),
     "train.channels_last": BOOL,
     "train.recompute": BOOL,
     "train.compile": _or_null(_choice("default", "reduce-overhead", "max-autotune")),
