@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cass_scale import dist
 from cass_scale.optim import clip_each_
-from cass_scale.types import JSON, Batch, Progress, StepOutput
+from cass_scale.types import JSON, ArmOutput, Batch, Progress, StepOutput
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +36,11 @@ class Engine:
     def __call__(self, views: list[Tensor], batch: Batch, at: Progress) -> StepOutput:
         """The method's forward pass, in the run's precision."""
         return cast(StepOutput, self.model(views, batch, at))
+
+    def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
+        """The method's answers, in the run's precision: what the collapse monitor reads."""
+        with self.accelerator.autocast():
+            return self.method.outputs(views)
 
     def quiet(self) -> AbstractContextManager[Any]:
         """Inside it, passes only add to the gradients: another micro-batch of the same step follows."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cass_scale import dist
 from cass_scale.backends.engine import Engine, on_main
-from cass_scale.types import JSON, Progress
+from cass_scale.types import JSON, ArmOutput, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +36,18 @@ class Part(NamedTuple):
     length: int
 
 
+class Door(nn.Module):
+    """What DeepSpeed wraps: a step with a batch, the method's answers without."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: list[Tensor], *step: Any) -> Any:
+        """Loss, or features and outputs per arm."""
+        return self.method(views, *step) if step else self.method.outputs(views)
+
+
 class Zero(Engine):
     """DeepSpeed's engine around the method. Stage 1 shares out the optimizer's state, 2 gradients, 3 weights too."""
 
@@ -54,10 +66,15 @@ class Zero(Engine):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = settings(self.stage, self.accelerator.mixed_precision, self.tuned)
         model, zero, _, _ = deepspeed.initialize(
-            model=self.method, optimizer=self.optimizer, config=config, dist_init_required=False
+            model=Door(self.method), optimizer=self.optimizer, config=config, dist_init_required=False
         )
         model.set_gradient_accumulation_boundary(True)
         return model, zero
+
+    def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
+        """The method's answers, through DeepSpeed's door: in stage 3 it gathers the weights."""
+        found: dict[str, ArmOutput] = self.model(views)
+        return found
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -106,12 +123,10 @@ class Zero(Engine):
         """The whole model, on the main rank; of stage 3 gathered tensor by tensor."""
         if self.stage < 3:
             return self.method.state_dict()
-        from deepspeed.zero import GatheredParameters
-
         state: JSON = self.method.state_dict()
         for name, p in self.method.named_parameters():
-            with GatheredParameters([p]):
-                state[name] = on_main(p.data)
+            first = dist.rank() * p.ds_tensor.numel()
+            state[name] = put_together(p.ds_shape, first, p.ds_tensor.data[: max(0, p.ds_numel - first)])
         return state
 
     def optimizer_state(self) -> JSON:
@@ -131,11 +146,8 @@ class Zero(Engine):
             if not x.ndim:  # Adam's count of steps: all parameters take all steps
                 found[key] = x.clone()
                 continue
-            whole = torch.zeros(shape.numel(), device=x.device)
-            if part:
-                mine = self.optimizer.state[part.flat][key].narrow(0, part.start, part.length)
-                whole.narrow(0, part.first, part.length).copy_(mine)
-            found[key] = on_main(dist.all_reduce_sum(whole).view(shape))
+            mine = self.optimizer.state[part.flat][key].narrow(0, part.start, part.length) if part else x[:0]
+            found[key] = put_together(shape, part.first if part else 0, mine)
         return found
 
     def _part(self, p: nn.Parameter) -> Part | None:
@@ -195,6 +207,13 @@ def settings(stage: int, precision: str, tuned: JSON) -> JSON:
         "zero_allow_untested_optimizer": True,
         "torch_autocast": autocast,
     }
+
+
+def put_together(shape: torch.Size, first: int, mine: Tensor) -> Tensor:
+    """The whole tensor on the main rank; `mine` are this rank's elements from `first` on."""
+    whole = mine.new_zeros(shape.numel())
+    whole[first : first + len(mine)] = mine
+    return on_main(dist.all_reduce_sum(whole).view(shape))
 
 
 def share(x: Tensor, length: int) -> Tensor:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
 
 from cass_scale import encoders, precision, records, rng
 from cass_scale.average import Average
@@ -31,7 +30,7 @@ from cass_scale.run import Run
 from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
 from cass_scale.train import train
-from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
+from cass_scale.types import JSON, Call, Progress, Stream, ViewSpec
 from cass_scale.verbs import settings, spread, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
@@ -100,7 +99,7 @@ def work(
         views,
         make_todo(config),
         run,
-        observe=observer(config, build, method, manifest, place, run, memory, views),
+        observe=observer(config, build, engine, manifest, place, run, memory, views),
         memory=memory,
         average=average,
     )
@@ -218,7 +217,7 @@ def make_todo(config: JSON) -> Todo:
 def observer(
     config: JSON,
     build: Build,
-    method: Method,
+    engine: Engine,
     manifest: Manifest,
     place: Place,
     run: Run,
@@ -234,13 +233,9 @@ def observer(
         save_grid(run.folder / "samples.png", [to_unit(images[:8]), *samples])
     monitor = Monitor(to_unit(images))
 
-    def arms(view: Tensor) -> dict[str, ArmOutput]:
-        with place.accelerator.autocast():
-            return method.outputs([view])
-
     def observe(at: Progress) -> JSON:
         monitor.baseline = memory.get("baseline")
-        row = monitor(arms, method)
+        row = monitor(lambda view: engine.outputs([view]), engine.method)
         memory["baseline"] = monitor.baseline
         found = monitor.verdict(row)
         run.note_collapse(at.step, found)
