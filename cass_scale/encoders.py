@@ -299,7 +299,8 @@ def load_body(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
 def export(encoder: Encoder, path: Path, extra: Mapping[str, str], body: Mapping[str, Tensor] | None = None) -> None:
     """Write one encoder as safetensors with timm's own keys; metadata say how to build and feed it.
 
-    body: its tensors, where the encoder itself holds shards of them. Atomic. Raises StorageError when the disk is full or not writable.
+    body: its tensors, where the encoder itself holds shards of them. Atomic.
+    Raises StorageError when the disk is full or not writable.
     """
     spec = encoder.spec
     meta = {
@@ -310,7 +311,8 @@ def export(encoder: Encoder, path: Path, extra: Mapping[str, str], body: Mapping
         "std": json.dumps(spec.std),
         **extra,
     }
-    state = {key: x.detach().cpu().contiguous() for key, x in (body or encoder.body.state_dict()).items()}
+    tensors = body or encoder.body.state_dict()
+    state = {key: x.detach().cpu().contiguous() for key, x in tensors.items()}
     try:
         atomic_write_bytes(path, save(state, metadata=meta))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Run by the real launchers on every rank: one `pretrain` after another in one process, and what each rank then holds."""
+"""Run by the real launchers on every rank: one `pretrain` after another, and what each rank then holds."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from cass_scale import records
 from tests.short_runs import short
 
 WORDS = (
-    "data.images=70", "train.batch_size=32", "optim.name=sgd", "optim.lr=0.01", "train.save_every=1", "train.max_steps=2",
+    "data.images=70",
+    "train.batch_size=32", "optim.name=sgd", "optim.lr=0.01", "train.save_every=1", "train.max_steps=2",
     "train.count_flops=false", "monitor.every=9", "arms.vit.args.drop_path_rate=0",
 )  # fmt: skip
 KINDS = {

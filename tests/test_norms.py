@@ -112,6 +112,8 @@ def test_global_frozen_keeps_the_statistics_of_encoders_and_synchronises_heads()
     with torch.no_grad():
         one, all_four = encoder.train()(batch[:2]), encoder(batch)
     torch.testing.assert_close(all_four[:2], one)
-    assert fixed and all(torch.equal(a, b) for a, b in zip(before, (x for m in fixed for x in m.buffers()), strict=True))
+    assert fixed and all(
+        torch.equal(a, b) for a, b in zip(before, (x for m in fixed for x in m.buffers()), strict=True)
+    )
     names = timm.create_model("resnet10t", num_classes=0).state_dict().keys()
     assert encoder.body.state_dict().keys() == names

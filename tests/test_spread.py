@@ -36,15 +36,15 @@ def test_the_launcher_chooses_unless_the_configuration_does(asked: str, env: dic
 
 
 def test_launcher_and_configuration_may_not_differ() -> None:
-    with pytest.raises(ConfigError, match="train.backend=zero1 contradicts the launcher, which asks for zero3"):
+    with pytest.raises(ConfigError, match=r"train.backend=zero1 contradicts the launcher, which asks for zero3"):
         spread.choose("zero1", ZERO)
-    with pytest.raises(ConfigError, match="fsdp_version: 1 is not supported; use launch/accelerate/fsdp2.yaml"):
+    with pytest.raises(ConfigError, match=r"fsdp_version: 1 is not supported; use launch/accelerate/fsdp2.yaml"):
         spread.told({"ACCELERATE_USE_FSDP": "true"})
 
 
 def test_deepspeed_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "missing", lambda packages: packages)
-    with pytest.raises(MissingExtra, match="train.backend=zero2"):
+    with pytest.raises(MissingExtra, match=r"train.backend=zero2"):
         spread.choose("zero2", {})
 
 
@@ -71,23 +71,35 @@ def test_a_deepspeed_file_tunes_zero_and_decides_nothing_else(tmp_path: Path) ->
     tuned = {"stage": 2, "reduce_bucket_size": 5, "overlap_comm": "auto"}
     found = read({"zero_optimization": tuned, "bf16": {"enabled": "auto"}, "gradient_clipping": "auto"})
     assert found == spread.Told("zero2", {"reduce_bucket_size": 5})
-    with pytest.raises(ConfigError, match="ds.json: bf16, train_batch_size: only zero_optimization is taken"):
+    with pytest.raises(ConfigError, match=r"ds.json: bf16, train_batch_size: only zero_optimization is taken"):
         read({"bf16": {"enabled": True}, "train_batch_size": 8})
-    with pytest.raises(ConfigError, match="offload_optimizer: only zero_optimization"):
+    with pytest.raises(ConfigError, match=r"offload_optimizer: only zero_optimization"):
         read({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
-    with pytest.raises(ConfigError, match="deepspeed_config_file=gone.json"):
+    with pytest.raises(ConfigError, match=r"deepspeed_config_file=gone.json"):
         spread.read_tuning("gone.json")
 
 
 @pytest.mark.parametrize(
     ("world", "backend", "asked", "env", "message"),
     [
-        (1, "ddp", None, {"WORLD_SIZE": "4"}, "WORLD_SIZE=4 asked for, but this is one of 1 process, which trains alone"),
+        (
+            1,
+            "ddp",
+            None,
+            {"WORLD_SIZE": "4"},
+            "WORLD_SIZE=4 asked for, but this is one process, which would train alone",
+        ),
         (1, "ddp", None, {"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2 asked for"),
         (1, "ddp", 8, {}, "train.ranks=8 asked for"),
-        (2, "ddp", 8, {"WORLD_SIZE": "2"}, "train.ranks=8 asked for, but this is one of 2 processes"),
+        (2, "ddp", 8, {"WORLD_SIZE": "2"}, "train.ranks=8 asked for, but there are 2 processes"),
         (1, "ddp", None, {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "x"}, "num_processes above 1"),
-        (1, "zero2", None, {"WORLD_SIZE": "1"}, "train.backend=zero2, which spreads one run over several ranks asked for"),
+        (
+            1,
+            "zero2",
+            None,
+            {"WORLD_SIZE": "1"},
+            "train.backend=zero2, which spreads one run over several ranks asked for",
+        ),
     ],
 )
 def test_asked_for_many_and_got_few(
@@ -104,9 +116,9 @@ def test_as_many_as_were_asked_for() -> None:
 
 def test_one_precision() -> None:
     spread.check_precision(BF16, "zero3", {"ACCELERATE_MIXED_PRECISION": "bf16"})
-    with pytest.raises(ConfigError, match="mixed_precision=fp16 contradicts train.precision, which is bf16 here"):
+    with pytest.raises(ConfigError, match=r"mixed_precision=fp16 contradicts train.precision, which is bf16 here"):
         spread.check_precision(BF16, "ddp", {"ACCELERATE_MIXED_PRECISION": "fp16"})
-    with pytest.raises(ConfigError, match="train.precision=fp16 with train.backend=fsdp2: its loss scaling"):
+    with pytest.raises(ConfigError, match=r"train.precision=fp16 with train.backend=fsdp2: its loss scaling"):
         spread.check_precision(FP16, "fsdp2", {})
 
 
@@ -119,7 +131,7 @@ def test_one_precision() -> None:
         (("train.backend=fsdp2", "train.compile=default"), "train.backend=fsdp2: train.compile cannot"),
         (("train.backend=fsdp2", "method.side_by_side=true"), "method.side_by_side=true would compute before"),
         (("train.batch_norm=global_frozen",), r"global_frozen: random weights \(cnn, vit\) have no statistics"),
-        (("train.ranks=2", "train.device=cpu"), "train.ranks=2 asked for, but this is one of 1 process"),
+        (("train.ranks=2", "train.device=cpu"), "train.ranks=2 asked for, but this is one process"),
         (("train.batch_norm=all",), "train.batch_norm=all: one of local, sync, global_frozen is needed"),
     ],
 )

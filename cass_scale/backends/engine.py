@@ -96,7 +96,7 @@ class Engine:
 
 def local(x: Tensor) -> Tensor:
     """This rank's part of a tensor that is spread over ranks; any other as it is."""
-    part: Tensor = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
+    part: Tensor = x.to_local() if hasattr(x, "to_local") else x
     return part
 
 

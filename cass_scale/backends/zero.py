@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from cass_scale.methods.base import Method
 
 
-def require() -> None:
-    """Import DeepSpeed, for the device that is used. Raises ImportError."""
-    import deepspeed  # noqa: F401
-
-
 class Part(NamedTuple):
     """`length` elements of a parameter from `first` on lie in the tensor `flat` from `start` on."""
 
@@ -55,7 +50,7 @@ class Zero(Engine):
         self, method: Method, optimizer: torch.optim.Optimizer, accelerator: Accelerator, *, stage: int, tuned: JSON
     ) -> None:
         self.stage, self.tuned = stage, tuned
-        self.groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
+        self.groups: list[list[Any]] = [list(group["params"]) for group in optimizer.param_groups]
         super().__init__(method, optimizer, accelerator)
 
     def _prepare(self) -> tuple[Any, Any]:
@@ -108,7 +103,7 @@ class Zero(Engine):
         if self.stage < 3:
             yield
             return
-        kept = [(p, p.data) for p in self.method.parameters()]
+        kept = [(p, p.data) for _, p in self._named()]
         for p, _ in kept:
             p.data = p.ds_tensor.data
         yield
@@ -116,15 +111,19 @@ class Zero(Engine):
             p.data = data
 
     def _stored(self) -> Iterator[Tensor]:
-        for p in self.method.parameters():
+        for _, p in self._named():
             yield p.ds_tensor if self.stage == 3 else p
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        """Parameters with what DeepSpeed has hung on them."""
+        return self.method.named_parameters()
 
     def model_state(self) -> JSON:
         """The whole model, on the main rank; of stage 3 gathered tensor by tensor."""
         if self.stage < 3:
             return self.method.state_dict()
         state: JSON = self.method.state_dict()
-        for name, p in self.method.named_parameters():
+        for name, p in self._named():
             first = dist.rank() * p.ds_tensor.numel()
             state[name] = put_together(p.ds_shape, first, p.ds_tensor.data[: max(0, p.ds_numel - first)])
         return state
@@ -138,7 +137,7 @@ class Zero(Engine):
         ]
         return {"state": {place: self._whole(p) for p, place in places.items()}, "param_groups": groups}
 
-    def _whole(self, p: nn.Parameter) -> JSON:
+    def _whole(self, p: Any) -> JSON:
         """One parameter's optimizer state, put together from all ranks."""
         shape = p.ds_shape if self.stage == 3 else p.shape
         part, found = self._part(p), {}
@@ -150,7 +149,7 @@ class Zero(Engine):
             found[key] = put_together(shape, part.first if part else 0, mine)
         return found
 
-    def _part(self, p: nn.Parameter) -> Part | None:
+    def _part(self, p: Any) -> Part | None:
         """Where this rank keeps its elements of a parameter, if it has any."""
         if self.stage == 3:
             group, start, length = self._stepped.grad_position[self._stepped.get_param_id(p)]
@@ -190,7 +189,7 @@ class Zero(Engine):
         for name, buffer in self.method.named_buffers():
             if name in model:
                 buffer.copy_(model[name])
-        for name, p in self.method.named_parameters():
+        for name, p in self._named():
             p.ds_tensor.data.copy_(share(model[name], p.ds_tensor.numel()))
             safe_set_local_fp32_param(p, p.ds_tensor)
 
@@ -222,6 +221,6 @@ def share(x: Tensor, length: int) -> Tensor:
     return flat.narrow(0, length * dist.rank(), length)
 
 
-def _places(groups: list[list[nn.Parameter]]) -> dict[nn.Parameter, int]:
+def _places(groups: list[list[Any]]) -> dict[Any, int]:
     """Each parameter's number in an optimizer's state."""
     return {p: number for number, p in enumerate(p for group in groups for p in group)}

@@ -120,7 +120,8 @@ def export(engine: Engine, manifest: Manifest, config: JSON, run: Run) -> None:
     (run.folder / "export").mkdir(exist_ok=True)
     places = {module: f"{name}." for name, module in method.named_modules()}
     for name, encoder in method.encoders().items():
-        body = {key.removeprefix(at): x for at in [places[encoder.body]] for key, x in state.items() if key.startswith(at)}
+        at = places[encoder.body]
+        body = {key.removeprefix(at): x for key, x in state.items() if key.startswith(at)}
         encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note, body)
 
 
@@ -157,7 +158,7 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
         random = [name for name, spec in specs.items() if spec.weights == "random"]
         problems.check(
             not (config["train"]["batch_norm"] == "global_frozen" and random),
-            f"train.batch_norm=global_frozen: random weights ({', '.join(random)}) have no statistics; use local or sync",
+            f"train.batch_norm=global_frozen: random weights ({', '.join(random)}) have no statistics; take sync",
         )
         problems.check(
             not (config["swa"]["enabled"] and kind.averaged),

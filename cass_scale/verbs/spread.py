@@ -77,15 +77,17 @@ def read_tuning(path: str) -> JSON:
     wrong = [key for key, value in found.items() if _says(value)] + [key for key in tuned if "offload" in key]
     if wrong:
         raise ConfigError(
-            f"deepspeed_config_file={path}: {', '.join(wrong)}: only zero_optimization is taken from it, without offloading; "
-            "precision, clipping, batch and optimizer are those of train.* and optim.*; take these keys out"
+            f"deepspeed_config_file={path}: {', '.join(wrong)}: only zero_optimization is taken from it, without "
+            "offloading; precision, clipping, batch and optimizer are those of train.* and optim.*; take these keys out"
         )
     return tuned
 
 
 def _says(value: Any) -> bool:
     """Whether a value of a DeepSpeed file decides anything."""
-    return value.get("enabled", True) not in (False, "auto") if isinstance(value, dict) else value not in (False, "auto")
+    return (
+        value.get("enabled", True) not in (False, "auto") if isinstance(value, dict) else value not in (False, "auto")
+    )
 
 
 def choose(asked: str, env: Mapping[str, str]) -> Told:
@@ -112,10 +114,10 @@ def check_ranks(world: int, backend: str | None, asked: int | None, env: Mapping
     if not wrong and world == 1 and backend != "ddp":
         wrong.append(f"train.backend={backend}, which spreads one run over several ranks")
     if wrong:
-        ranks = "1 process, which trains alone" if world == 1 else f"{world} processes"
+        ranks = "this is one process, which would train alone" if world == 1 else f"there are {world} processes"
         raise ConfigError(
-            f"{' and '.join(wrong)} asked for, but this is one of {ranks}: start the ranks with `torchrun --nproc_per_node N "
-            "-m cass_scale pretrain ...` (works on CPUs too), or with `accelerate launch` on GPUs"
+            f"{' and '.join(wrong)} asked for, but {ranks}: start the ranks with `torchrun --nproc_per_node N -m "
+            "cass_scale pretrain ...`, also on CPUs, or with `accelerate launch` without --cpu"
         )
 
 
@@ -141,7 +143,9 @@ def problems(config: JSON, backend: str | None) -> list[str]:
     train, zero = config["train"], f"train.backend={backend}"
     found = []
     if not train["clear_gradients"]:
-        found.append(f"{zero}: train.clear_gradients=false (method=cass_official) needs gradients that stay whole; use ddp")
+        found.append(
+            f"{zero}: train.clear_gradients=false (method=cass_official) needs gradients that stay whole; use ddp"
+        )
     kinds = {arm.get("optimizer") for arm in config["arms"].values() if isinstance(arm, dict)}
     if backend != "fsdp2" and len({kind or config["optim"]["name"] for kind in kinds}) > 1:
         found.append(f"{zero}: arms.*.optimizer differ, and DeepSpeed steps one algorithm; use ddp or fsdp2")
