@@ -38,6 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "score the encoders of a run on held-back images",
         "cass-scale evaluate run.dir=runs/digits protocol=knn",
     ),
+    "compare": (
+        "compare two runs on the same held-back images, with intervals",
+        "cass-scale compare A=runs/cass B=runs/dino",
+    ),
     "report": (
         "write one HTML page about the runs of a folder",
         "cass-scale report runs=runs out=runs/report.html",

@@ -45,7 +45,7 @@ def train(
     with checkpoint.StopSignal() as stop, run.console.bar(last, at.step):
         if at.step == 0:
             ledger.look_before_the_first_step(at)
-        while at.step < last:
+        while at.step < last and not ledger.out_of_patience(at):
             method.train()
             method.on_epoch(at.epoch)
             start = at.step % stream.steps_per_epoch

@@ -16,7 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
-from cass_scale.evaluation.metrics import Array, Floats, finite, scores, targets
+from cass_scale.evaluation.draws import folds
+from cass_scale.evaluation.metrics import Array, Floats, finite, macro_f1, targets
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: 1 / (weight of the penalty)
 FOLDS = 5
@@ -53,45 +54,25 @@ def linear(
     finite("test features", test_x)
     if val_x is not None and val_y is not None:
         finite("val features", val_x)
-        targets("val_y", val_y, classes=classes, multilabel=multilabel)
+        held = targets("val_y", val_y, classes=classes, multilabel=multilabel)
         both = _path(train_x, wanted, np.concatenate([val_x, test_x]), GRID, multilabel)
-        best = _best(val_y, both[:, : len(val_x)], multilabel)
+        best = _best(held, both[:, : len(val_x)], multilabel)
         return both[best, len(val_x) :], GRID[best]
     if val_x is not None or val_y is not None:
         raise ValueError("linear needs both val_x and val_y, or neither")
-    best = _best(train_y, _held_out(train_x, wanted, _folds(wanted, groups, seed), multilabel), multilabel)
+    best = _best(wanted, _held_out(train_x, wanted, folds(wanted, groups, FOLDS, seed), multilabel), multilabel)
     return _path(train_x, wanted, test_x, GRID[best : best + 1], multilabel)[0], GRID[best]
 
 
-def _best(truth: Array, candidates: Floats | None, multilabel: bool) -> int:
+def _best(wanted: Floats, candidates: Floats | None, multilabel: bool) -> int:
     """Place in GRID of the highest macro F1 of `candidates` [len(GRID), N, C]; the first one on a tie."""
-    found: list[float] = []
-    if candidates is not None:
-        names = [str(c) for c in range(candidates.shape[2])]
-        each = [scores(truth, p, classes=names, multilabel=multilabel)["macro_f1"] for p in candidates]
-        found = [f for f in each if f is not None]
+    each = [] if candidates is None else [macro_f1(wanted, p, multilabel=multilabel) for p in candidates]
+    found = [f for f in each if f is not None]
     if not found:
         why = "train is a single group" if candidates is None else "no label occurs in what is held out"
         warnings.warn(f"linear probe: C={GRID[FALLBACK]:g} is not chosen but assumed: {why}", stacklevel=3)
         return FALLBACK
     return int(np.argmax(found))
-
-
-def _folds(wanted: Floats, groups: Array | None, seed: int) -> NDArray[np.int64]:
-    """Fold of each row [N]: groups sorted by class and size, then dealt like cards; all 0 for a single group.
-
-    A row counts by its rarest label, a group by its first row.
-    """
-    n, classes = wanted.shape
-    rarest = np.where(wanted > 0, wanted.sum(axis=0), np.inf).argmin(axis=1)
-    stratum = np.where(wanted.any(axis=1), rarest, classes)
-    own = np.arange(n)
-    key = own if groups is None else np.where(groups < 0, groups.max() + 1 + own, groups)
-    _, first, unit, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(first)), size, stratum[first]))
-    dealt = np.empty(len(first), dtype=np.int64)
-    dealt[order] = np.arange(len(first)) % FOLDS
-    return np.asarray(dealt[unit])
 
 
 def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: bool) -> Floats | None:

@@ -31,7 +31,7 @@ from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
 from cass_scale.train import train
 from cass_scale.types import JSON, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import settings, spread, wire
+from cass_scale.verbs import rules, settings, spread, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
@@ -137,7 +137,7 @@ def speed(run: Run) -> str:
 def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]:
     """Every problem of the values at once, before a device or a file is touched; the arms and the method's class."""
     problems = Problems()
-    settings.check_values(config, settings.PRETRAIN, problems)
+    settings.check_values(config, rules.PRETRAIN, problems)
     specs, kind = settings.check_arms(config, problems), wire.method_class(config, build)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
