@@ -35,6 +35,7 @@ DINO = (
 )  # fmt: skip
 TRAVEL = ("method=cass_contrast", "train.precision=fp32")  # Adam: its state travels too
 STEPS = 3
+BEFORE = {"zero2": "four", "three": "zero2", "zero3": "three"}  # the stations of one travelling run, backwards
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(900)]
 Run = Callable[[str], Path]
 
@@ -85,6 +86,8 @@ def launched(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def launch(name: str) -> Path:
         place = folder / name
+        if name in BEFORE:
+            launch(BEFORE[name])
         if name not in done:
             place.mkdir()
             jobs = place / "jobs.json"
@@ -153,11 +156,11 @@ def test_what_is_shared_out_trains_as_ddp_does(launched: Run, name: str) -> None
         }, "the checkpoint is that of a plain optimizer"
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp2"])
-def test_accumulated_micro_batches_are_one_batch_but_for_batchnorm_and_negatives(launched: Run, name: str) -> None:
-    """DDP's accumulated run is the reference here; that it equals a whole batch is tests/test_accumulation.py."""
+@pytest.mark.parametrize("name", ["zero2", "fsdp2"])
+def test_shards_accumulate_micro_batches_as_ddp_does(launched: Run, name: str) -> None:
+    """Which is as one batch: tests/test_accumulation.py."""
     assert curve(launched("ddp") / "parts") == pytest.approx(curve(launched(name) / "parts"), rel=1e-4)
-    assert apart(launched("ddp") / "parts", launched(name) / "parts") < 1e-3 or name == "ddp"
+    assert apart(launched("ddp") / "parts", launched(name) / "parts") < 1e-3
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3", "fsdp2"])
@@ -173,8 +176,7 @@ def test_bf16_leaves_weights_statistics_and_moments_in_float32(launched: Run, na
 def test_one_run_travels_over_backends_and_numbers_of_ranks(launched: Run) -> None:
     """DDP on 4 ranks, ZeRO 2 on 2, DDP on 3, ZeRO 3 on 2; it ends where one process would have ended."""
     stay = launched("single") / "stay"
-    for name in ("four", "zero2", "three", "zero3"):
-        run = launched(name).parent / "travel"
+    run = launched("zero3").parent / "travel"
     assert [row["step"] for row in records.read_metrics(run / records.METRICS)] == [0, 1, 2, 3, 4]
     assert curve(stay, "lr") == curve(run, "lr")
     assert curve(stay) == pytest.approx(curve(run), rel=1e-3)

@@ -39,12 +39,18 @@ class Sharded(Engine):
         sharded = dict(self.method.named_parameters())
         for group in self.optimizer.param_groups:
             group["params"] = [sharded[names[p]] for p in group["params"]]
+        self._unfuse()
         return self.method, self.optimizer
 
     def __call__(self, views: list[Tensor], batch: Batch, at: Progress) -> StepOutput:
         """The method's forward pass, in the run's precision."""
         with self.accelerator.autocast():
             return super().__call__(views, batch, at)
+
+    def _unfuse(self) -> None:
+        """torch's fused SGD knows nothing of shards; its fused Adam does."""
+        for group in self.optimizer.param_groups:
+            group["fused"] = group.get("fused") and "betas" in group
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -82,6 +88,7 @@ class Sharded(Engine):
                 mine = self.method.get_parameter(name) if name not in buffers else buffers[name]
                 local(mine).copy_(local(_like(mine, value)))
         self.optimizer.load_state_dict(optimizer)
+        self._unfuse()
         for one in getattr(self.optimizer, "parts", [self.optimizer]):
             for p, state in one.state.items():
                 state |= {key: _like(p, x) if x.shape == p.shape else x for key, x in state.items()}

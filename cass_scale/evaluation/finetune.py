@@ -114,7 +114,8 @@ def finetune(
         return Rates(plateau.rate(at) if plateau else cosine(at, recipe.lr), recipe.weight_decay)
 
     train(
-        Engine(method, optimizer, accelerator), streams["train"], rates, views, todo, run, observe=validate, memory=memory
+        Engine(method, optimizer, accelerator), streams["train"], rates, views, todo, run,
+        observe=validate, memory=memory,
     )  # fmt: skip
     best = checkpoint.load(run.checkpoints.folder / "best.pt")
     method.load_state_dict(best["model"])
