@@ -143,7 +143,7 @@ class Zero(Engine):
         part, found = self._part(p), {}
         for key, x in next(iter(self.optimizer.state.values())).items():
             if not x.ndim:  # Adam's count of steps: all parameters take all steps
-                found[key] = x.clone()
+                found[key] = x.to("cpu", copy=True)
                 continue
             mine = self.optimizer.state[part.flat][key].narrow(0, part.start, part.length) if part else x[:0]
             found[key] = put_together(shape, part.first if part else 0, mine)
@@ -174,10 +174,10 @@ class Zero(Engine):
             self._load_shards(model)
         for p, place in _places(self.groups).items():
             if part := self._part(p):
-                state = self.optimizer.state[part.flat]
+                state, fused = self.optimizer.state[part.flat], self.optimizer.defaults.get("fused")
                 for key, x in optimizer["state"][place].items():
                     if not x.ndim:
-                        state[key] = x.clone()
+                        state[key] = x.to(part.flat.device if fused else "cpu", copy=True)  # as torch keeps it
                         continue
                     mine = x.flatten().narrow(0, part.first, part.length)
                     flat = state.setdefault(key, torch.zeros_like(part.flat))

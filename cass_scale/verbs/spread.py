@@ -107,8 +107,10 @@ def check_ranks(world: int, backend: str | None, asked: int | None, env: Mapping
     if env.get("WORLD_SIZE"):
         counts.pop("SLURM_STEP_NUM_TASKS")  # one task per node, which started the ranks
     wrong = [f"{name}={count}" for name, count in counts.items() if count > world]
-    if MIXED in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
-        wrong.append("num_processes above 1, which `accelerate launch` does not start on a CPU")
+    if asked != world and MIXED in env and "MASTER_ADDR" in env and "WORLD_SIZE" not in env:
+        wrong.append(
+            "num_processes above 1, which `accelerate launch` does not start on a CPU (train.ranks=1 if one is meant),"
+        )
     if asked is not None and asked != world:
         wrong.append(f"train.ranks={asked}")
     if not wrong and world == 1 and backend != "ddp":
