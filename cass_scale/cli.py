@@ -27,47 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
+from cass_scale.verbs import VERBS
 from cass_scale.words import flatten, is_url, literal_path, own_words, redact, written_out
 
-VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
-    "pretrain": (
-        "pretrain encoders without labels",
-        "cass-scale pretrain method=cass_contrast data=digits train.epochs=2 run.dir=runs/digits",
-    ),
-    "evaluate": (
-        "score the encoders of a run on held-back images",
-        "cass-scale evaluate run.dir=runs/digits protocol=knn",
-    ),
-    "compare": (
-        "compare two runs on the same held-back images, with intervals",
-        "cass-scale compare A=runs/cass B=runs/dino",
-    ),
-    "report": (
-        "write one HTML page about the runs of a folder",
-        "cass-scale report runs=runs out=runs/report.html",
-    ),
-    "verify": (
-        "find unreadable files, damaged shards, copies and leakage across splits in a set of images",
-        "cass-scale verify data.path=DIR out=runs/verify",
-    ),
-    "split": (
-        "write a labels.csv whose split is stratified and leaks nothing",
-        "cass-scale split data.path=DIR out=clean.csv",
-    ),
-    "shard": (
-        "turn a set of images into WebDataset shards, or a .beton of FFCV",
-        "cass-scale shard source=DIR out=shards size=512",
-    ),
-    "bench": (
-        "measure this machine on your own data: loaders, the training step; or compare two records",
-        "cass-scale bench name=loaders data.path=DIR",
-    ),
-    "study": (
-        "run a table or figure of the paper with its controls, one process per row",
-        "cass-scale study name=batch_size preset=quick arms=tiny data.path=DIR",
-    ),
-    "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
-}
 OF_SHARDS = {"webdataset": ("stream=webdataset", "stream=dali"), "ffcv": ("stream=ffcv",)}  # what reads shards
 
 
@@ -271,7 +233,7 @@ def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str |
     if isinstance(node, DictConfig):
         some = ", ".join(f"{key}.{name}" for name in list(node)[:3])
         return f"{override.input_line}: {key} is a section; set its keys one by one: {some} ..."
-    embedded = key == "data.path" and "data" in base  # _contradictions has the better words
+    embedded = key == "data.path" and "_target_" in base.get("data", {})  # _contradictions has the better words
     if key in known or embedded or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
         return None
     sections = {k.rpartition(".")[0] for k in known}

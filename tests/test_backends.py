@@ -44,7 +44,7 @@ def jobs_of(name: str, images: Path, folder: Path) -> dict[str, list[str]]:
     """The jobs of one launch; the folder `travel` goes through several of them."""
     common = [*COMMON, f"data.path={images}"]
     kinds: dict[str, tuple[str, ...]] = {"cass": CASS, "dino": DINO}
-    found = {kind: [*words, f"train.max_steps={STEPS}"] for kind, words in kinds.items()}
+    found = {kind: [*words, f"train.max_steps={STEPS}"] for kind, words in kinds.items() if name != "three"}
     if name in ("ddp", "zero2", "fsdp2"):
         found["parts"] = [*CASS, f"train.max_steps={STEPS}", "train.accumulate=3"]
     if name == "single":

@@ -19,7 +19,7 @@ LAYERS = (  # a module may import its own layer and those before it; a folder st
     "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim "
     "methods.base norms backends",
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
-    "robustness studies claims study_page",
+    "robustness studies claims study_page release",
     "ledger train evaluation checkup",
     "cli verbs measure __init__ __main__",
 )
@@ -39,6 +39,8 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "pydicom": None,
     "nibabel": None,
     "openslide": None,
+    "onnxruntime": None,
+    "huggingface_hub": None,
 }
 WITHOUT_TORCH = (
     "types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup", "grid", "slots", "forecast",

@@ -6,37 +6,42 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.records import atomic_write_bytes
-from cass_scale.types import Stream
+from cass_scale.types import Batch, Stream
 
 Features = dict[str, NDArray[np.float32]]  # by arm [N, dim]; row i of every array is the same image
 
 
-def extract(
+def embed(
     encoders: Mapping[str, Encoder], stream: Stream, autocast: Callable[[], AbstractContextManager[None]]
-) -> Features:
-    """Features of one epoch of `stream`, in its order, in eval mode."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in encoders}
+) -> Iterator[tuple[Batch, Features]]:
+    """Every batch of one epoch of `stream` with its features by arm, in eval mode."""
     for encoder in encoders.values():
         encoder.eval()
     with torch.inference_mode():
         for batch in stream.epoch(0):
             images = to_unit(batch.images)
             with autocast():
-                for name, encoder in encoders.items():
-                    parts[name].append(encoder(images).float().cpu())
-    return {name: torch.cat(some).numpy() for name, some in parts.items()}
+                found = {name: encoder(images).float() for name, encoder in encoders.items()}
+            yield batch, {name: features.cpu().numpy() for name, features in found.items()}
+
+
+def extract(
+    encoders: Mapping[str, Encoder], stream: Stream, autocast: Callable[[], AbstractContextManager[None]]
+) -> Features:
+    """Features of one epoch of `stream`, in its order."""
+    parts = [features for _, features in embed(encoders, stream, autocast)]
+    return {name: np.concatenate([one[name] for one in parts]) for name in encoders}
 
 
 def key(*decides: object) -> str:

@@ -22,6 +22,7 @@ from cass_scale.evaluation.summary import Scoring, subgroups, summary
 from cass_scale.run import lock
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import rules, settings
+from cass_scale.verbs.folder import choose
 from cass_scale.verbs.frozen import Frozen
 from cass_scale.verbs.job import Job
 from cass_scale.verbs.task import Task, column, find_task, with_validation
@@ -136,12 +137,9 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     specs = settings.arm_specs(trained)
     if config["weights"] == "initial":
         settings.check_arms(trained, problems)
-    asked = config["arm"] or list(specs)
-    wanted = [asked] if isinstance(asked, str) else list(asked)
     beside = sorted(path.stem for path in (folder / "export").glob("*.safetensors"))  # e.g. DINO's student
-    known = list(dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])]))
-    for name in wanted:
-        problems.check(name in known, f"arm={name}: this run has {', '.join(known)}")
+    known = dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])])
+    wanted = choose(known, config["arm"] or list(specs), problems)
     problems.raise_if_any()
     if config["weights"] == "run":
         return {name: exported(folder / "export" / f"{name}.safetensors", specs.get(name)) for name in wanted}

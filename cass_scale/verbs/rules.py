@@ -68,6 +68,11 @@ def is_window(value: Any) -> bool:
     return False
 
 
+def names() -> Rule:
+    """A text, or some."""
+    return (lambda v: TEXT[0](v) or some_of(TEXT)[0](v), "a name, or a list of names")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: is_number(v) and v > 0, "a number above 0")
@@ -185,7 +190,8 @@ EVALUATE: dict[str, Rule] = {
     "subset": or_null(some_of((lambda v: v in ("S", "M", "F") or whole(1)[0](v), "S, M, F or a number of images"))),
     "folds": or_null(whole(2)),
     "seeds": whole(1),
-    "by": or_null((lambda v: TEXT[0](v) or some_of(TEXT)[0](v), "a column, or a list of columns")),
+    "arm": or_null(names()),
+    "by": or_null(names()),
     "threshold": number(0, 1),
     "replicates": (lambda v: v == 0 or whole(100)[0](v), "0, or a whole number of at least 100"),
     "leaks": choice("refuse", "warn"),
@@ -209,6 +215,25 @@ EVALUATE: dict[str, Rule] = {
     "protocol.frozen": BOOL,
     "protocol.grid.lr": some_of(POSITIVE),
     "protocol.grid.weight_decay": some_of(number(0)),
+}
+EXPORT: dict[str, Rule] = {
+    "to": choice("timm", "onnx", "hub"),
+    "arm": or_null(names()),
+    "out": or_null(TEXT),
+    "runs": or_null(TEXT),
+    "licence": or_null(TEXT),
+    "repo": or_null(TEXT),
+    "private": BOOL,
+}
+PREDICT: dict[str, Rule] = {
+    "evaluation": or_null(TEXT),
+    "arm": or_null(names()),
+    "features": BOOL,
+    "data.max_bad": number(0, 1),
+    "batch_size": whole(1),
+    "workers": auto_or(whole(0)),
+    "device": DEVICE,
+    "precision": PRECISION,
 }
 COMPARE: dict[str, Rule] = {
     "A": or_null(TEXT),

@@ -25,6 +25,12 @@ def check_values(config: JSON, rules: dict[str, Rule], problems: Problems) -> No
             problems.check(good(value), f"{key}={value}: {wanted} is needed")
 
 
+def check_given(config: JSON, wanted: dict[str, str], problems: Problems) -> None:
+    """Note every key of `wanted` that has no text, with what it is for."""
+    for key, what in wanted.items():
+        problems.check(TEXT[0](_find(config, key)[1]), f"{key} is missing: {what}")
+
+
 def refuse_noise(config: JSON, problems: Problems) -> None:
     """For verbs that read images as they are."""
     problems.check(not config["data"]["noise"], "data.noise=true is a control of pretraining; leave it out here")

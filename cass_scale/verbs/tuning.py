@@ -19,6 +19,7 @@ import torch
 from cass_scale import encoders, records
 from cass_scale.encoders import Encoder
 from cass_scale.errors import NonFinite
+from cass_scale.evaluation import heads
 from cass_scale.evaluation.draws import Condition, Draw
 from cass_scale.evaluation.finetune import Recipe, Trained, finetune
 from cass_scale.evaluation.metrics import Array
@@ -42,6 +43,7 @@ class Tuned:
         """By arm, probabilities [S, N, C] of the test images, and what each training chose; runs lie in `folder`.
 
         With a grid the first training tries every recipe; the one with the lowest validation loss trains the others.
+        The first training's encoders and heads stay in `folder`.
         """
         said: dict[str, list[Array]] = {arm: [] for arm in self.arms}
         best: dict[str, Recipe] = {}
@@ -49,12 +51,16 @@ class Tuned:
             with streams(self.job, draw, self.options[0].batch_size) as opened:
                 for arm, encoder in self.arms.items():
                     tried = [best[arm]] if arm in best else self.options
-                    rows = [row(self.job, condition, draw, arm, encoder, one, opened, folder / arm) for one in tried]
+                    places = [folder / arm / training(self.job, condition, draw, one) for one in tried]
+                    pairs = zip(tried, places, strict=True)
+                    rows = [row(self.job, draw, arm, encoder, one, opened, place) for one, place in pairs]
                     first = min(range(len(rows)), key=lambda i: rows[i].loss)
                     if rows[first] is DIVERGED:
                         raise NonFinite(f"{arm}: training diverged at every point of protocol.grid; add lower lr to it")
-                    best[arm] = tried[first]
                     said[arm].append(rows[first].probability)
+                    if arm not in best:
+                        best[arm] = tried[first]
+                        keep(self.job, arm, encoder, best[arm], places[first], folder)
         point = {arm: {name: getattr(best[arm], name) for name in grid(self.job.protocol)} for arm in self.arms}
         chosen = {arm: [point[arm]] * len(condition.draws) if point[arm] else [] for arm in self.arms}
         return {arm: np.stack(each) for arm, each in said.items()}, chosen
@@ -87,16 +93,28 @@ def streams(job: Job, draw: Draw, batch: int) -> Iterator[dict[str, Stream]]:
             stream.close()
 
 
+def training(job: Job, condition: Condition, draw: Draw, recipe: Recipe) -> str:
+    """The name of a training's folder."""
+    words = [f"{'fold' if condition.about['folds'] else 'seed'}{draw.number}"]
+    return "-".join(words + [f"{name}{getattr(recipe, name):g}" for name in grid(job.protocol)])
+
+
+def keep(job: Job, arm: str, encoder: Encoder, recipe: Recipe, here: Path, folder: Path) -> None:
+    """Leave in `folder` what answers new images; the training's checkpoint may be gone, then it was left before."""
+    best, learn = here / "checkpoints" / "best.pt", job.task.learn
+    exclusive: heads.Link = "softmax" if recipe.loss == "cross_entropy" else "shares"
+    link: heads.Link = "sigmoid" if learn.multilabel else exclusive
+    if best.exists():
+        heads.keep_tuned(folder, arm, encoder, best, link, learn.classes, learn.multilabel)
+
+
 def row(
-    job: Job, condition: Condition, draw: Draw, arm: str, encoder: Encoder, recipe: Recipe,
-    opened: dict[str, Stream], folder: Path,
-) -> Trained:  # fmt: skip
+    job: Job, draw: Draw, arm: str, encoder: Encoder, recipe: Recipe, opened: dict[str, Stream], here: Path
+) -> Trained:
     """One training: read back where it was done, gone on with where it was killed, else done.
 
     Raises NonFinite when it diverges; as a point of a grid it is DIVERGED instead.
     """
-    words = [f"{'fold' if condition.about['folds'] else 'seed'}{draw.number}"]
-    here = folder / "-".join(words + [f"{name}{getattr(recipe, name):g}" for name in grid(job.protocol)])
     about = identity(job, draw, arm, encoder, recipe)
     kept = done(here, about)
     if kept:
