@@ -182,7 +182,8 @@ def test_one_run_travels_over_backends_and_numbers_of_ranks(launched: Run) -> No
     assert curve(stay) == pytest.approx(curve(run), rel=1e-3)
     assert apart(stay, run, step=4) < 5e-2
     record = records.read(run)
-    assert [entry["world_size"] for entry in record["resumed"] if "world_size" in entry] == [2, 3, 2]
+    assert [entry.get("world_size") for entry in record["resumed"]] == [2, 3, 2]
+    assert [record["backend"], *(entry["backend"] for entry in record["resumed"])] == ["ddp", "zero2", "ddp", "zero3"]
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", *SHARDING])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +59,9 @@ class Zero(Engine):
         os.environ["DS_ACCELERATOR"] = self.accelerator.device.type
         import deepspeed
 
+        warnings.filterwarnings(
+            "ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning
+        )  # its own calls
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         config = settings(self.stage, self.accelerator.mixed_precision, self.tuned)
         model, zero, _, _ = deepspeed.initialize(

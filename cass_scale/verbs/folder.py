@@ -122,6 +122,7 @@ def circumstances(place: Place) -> JSON:
     """What a run was made with beside its configuration, and may change when it is resumed elsewhere."""
     return {
         "world_size": place.world,
+        "backend": place.told.backend,
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": place.record(),
