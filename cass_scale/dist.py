@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -29,11 +30,27 @@ def world() -> int:
 
 def all_reduce_mean(x: Tensor) -> Tensor:
     """Mean of `x` over ranks; no gradient."""
-    if not active():
-        return x
-    x = x.detach().clone()
-    td.all_reduce(x)
-    return x / td.get_world_size()
+    return all_reduce_sum(x) / td.get_world_size() if active() else x
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks; no gradient."""
+    if active():
+        x = x.detach().clone()
+        td.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def from_main(tensors: Iterable[Tensor]) -> None:
+    """Give all ranks the main rank's values of the floating-point ones of `tensors`, in one message."""
+    ours = [x for x in tensors if x.is_floating_point()]
+    if not active() or not ours:
+        return
+    flat = torch.cat([x.reshape(-1).float() for x in ours])
+    td.broadcast(flat, src=0)
+    for x, part in zip(ours, flat.split([x.numel() for x in ours]), strict=True):
+        x.copy_(part.view_as(x))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

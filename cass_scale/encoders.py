@@ -299,10 +299,11 @@ def load_body(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
     body.load_state_dict(fitted, strict=False)
 
 
-def export(encoder: Encoder, path: Path, extra: Mapping[str, str]) -> None:
+def export(encoder: Encoder, path: Path, extra: Mapping[str, str], body: Mapping[str, Tensor] | None = None) -> None:
     """Write one encoder as safetensors with timm's own keys; metadata say how to build and feed it.
 
-    Atomic. Raises StorageError when the disk is full or not writable.
+    body: its tensors, where the encoder itself holds shards of them. Atomic.
+    Raises StorageError when the disk is full or not writable.
     """
     spec = encoder.spec
     meta = {
@@ -313,7 +314,8 @@ def export(encoder: Encoder, path: Path, extra: Mapping[str, str]) -> None:
         "std": json.dumps(spec.std),
         **extra,
     }
-    state = {key: x.detach().cpu().contiguous() for key, x in encoder.body.state_dict().items()}
+    tensors = body or encoder.body.state_dict()
+    state = {key: x.detach().cpu().contiguous() for key, x in tensors.items()}
     try:
         atomic_write_bytes(path, save(state, metadata=meta))
     except OSError as error:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cass_scale import checkpoint, dist
 from cass_scale.average import Average
+from cass_scale.backends.engine import Engine
 from cass_scale.errors import NonFinite
 from cass_scale.run import Run
 from cass_scale.types import JSON, Progress
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from cass_scale.methods.base import Method
 
 REMEDY = (
     "the last checkpoint is from before. Lower optim.lr, set train.clip=1, or use train.precision=fp32; "
@@ -53,24 +49,22 @@ class Todo:
 class Trainee:
     """What a checkpoint holds, beside the position: everything that training changes."""
 
-    method: Method
-    optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
+    engine: Engine
     average: Average | None
     memory: JSON  # what observers remember, e.g. the monitor's baseline
     best: float = -math.inf  # with its sign turned where the lowest value is the best
     best_step: int = 0
 
     def state(self, at: Progress, meter: JSON, rng: list[JSON]) -> dict[str, Any]:
-        """All of it as tensors and plain values, for `weights_only` loading; `rng` of every rank."""
-        scaler = self.accelerator.scaler
+        """All of it as tensors and plain values, for `weights_only` loading; `rng` of every rank. All ranks call it."""
+        engine, scaler = self.engine, self.engine.accelerator.scaler
         return {
             "at": asdict(at),
-            "model": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": engine.model_state(),
+            "optimizer": engine.optimizer_state(),
             "scaler": scaler.state_dict() if scaler else {},
             "average": self.average.state_dict() if self.average else {},
-            "gradients": self._gradients(),
+            "gradients": engine.gradients(),
             "rng": rng,
             "memory": self.memory,
             "best": self.best,
@@ -78,18 +72,11 @@ class Trainee:
             "meter": meter,
         }
 
-    def _gradients(self) -> dict[str, Tensor]:
-        """Gradients that outlive a step: there are none unless the method never clears them."""
-        return {name: p.grad for name, p in self.method.named_parameters() if p.grad is not None}
-
     def load(self, state: dict[str, Any]) -> Progress:
         """Put everything back; returns where the run stood."""
-        self.method.load_state_dict(state["model"])
-        for name, p in self.method.named_parameters():
-            p.grad = state["gradients"][name].to(p.device) if name in state["gradients"] else None
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.engine.load(state["model"], state["optimizer"], state["gradients"])
+        if (scaler := self.engine.accelerator.scaler) and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
         if dist.rank() < len(state["rng"]):  # with more ranks than before, the new ones keep their seed
@@ -100,9 +87,9 @@ class Trainee:
 
     def after_step(self, at: Progress) -> None:
         """What follows every optimizer step: the method's own hook, then the running mean of the weights."""
-        self.method.after_step(at)
+        self.engine.after_step(at)
         if self.average:
-            self.average.update(self.method, at)
+            self.average.update(self.engine.method, at)
 
     def resume(self, run: Run, start: Progress) -> Progress:
         """The run's last checkpoint put back, or `start` when there is none."""
@@ -216,21 +203,22 @@ class Ledger:
         if self.observe is None:
             return {}
         with self.run.meter.host("observe"):
-            return self.observe(at)
+            dist.from_main(self.trainee.engine.method.buffers())  # else local BatchNorms make ranks judge differently
+            return dist.of_all_ranks(self.observe(at))[0]  # what the others saw may differ in the last bit
 
     def _save(self, at: Progress) -> None:
         self.window.means(at)
         self._check_weights(at)
         rng = dist.of_all_ranks(random_state())
-        if self.run.main:
-            with self.run.meter.host("checkpoint"):
-                self.run.checkpoints.save(at.step, self.trainee.state(at, self.run.meter.state(), rng))
+        with self.run.meter.host("checkpoint"):
+            state = self.trainee.state(at, self.run.meter.state(), rng)
+            if self.run.main:
+                self.run.checkpoints.save(at.step, state)
         self.run.update(steps=at.step, images_seen=at.samples, metrics=self.run.last)
 
     def _check_weights(self, at: Progress) -> None:
         """The loss tells of a broken step one step late: never save what no resume could mend."""
-        finite = torch.stack([p.detach().isfinite().all() for p in self.trainee.method.parameters()])
-        if not finite.all():
+        if not self.trainee.engine.finite():
             raise NonFinite(f"a weight is not a finite number after step {at.step}; {REMEDY}")
 
     def _keep_best(self, at: Progress) -> None:
@@ -240,6 +228,7 @@ class Ledger:
         if score is None or not score > trainee.best:  # NaN is never the best
             return
         trainee.best, trainee.best_step = score, at.step
-        if self.run.main:
-            with self.run.meter.host("checkpoint"):
-                self.run.checkpoints.save_best({"model": trainee.method.state_dict(), "at": asdict(at), "score": value})
+        with self.run.meter.host("checkpoint"):
+            state = {"model": trainee.engine.model_state(), "at": asdict(at), "score": value}
+            if self.run.main:
+                self.run.checkpoints.save_best(state)

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from cass_scale import checkpoint
 from cass_scale.average import Average
+from cass_scale.backends.engine import Engine
 from cass_scale.errors import Preempted
 from cass_scale.ledger import Ledger, Observe, Todo, Trainee
 from cass_scale.meter import Meter
-from cass_scale.optim import clip_each_, set_rates
+from cass_scale.optim import set_rates
 from cass_scale.run import Run
 from cass_scale.schedule import Rates
 from cass_scale.types import JSON, Batch, Progress, Stream, ViewSpec
 from cass_scale.views import make_views
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from cass_scale.methods.base import Method
-
 
 def train(
-    method: Method,
+    engine: Engine,
     stream: Stream,
-    optimizer: torch.optim.Optimizer,
     schedule: Callable[[Progress], Rates],
     views: ViewSpec,
-    accelerator: Accelerator,
     todo: Todo,
     run: Run,
     *,
@@ -40,12 +32,12 @@ def train(
     memory: JSON | None = None,
     average: Average | None = None,
 ) -> Progress:
-    """Train `method` on `stream` until `todo` is done; resumes from the run's last checkpoint.
+    """Train the engine's method on `stream` until `todo` is done; resumes from the run's last checkpoint.
 
     Raises Preempted after saving when a signal asks for it, NonFinite, StorageError, and what `observe` raises.
     """
-    model, wrapped = accelerator.prepare(method, optimizer)  # never the stream: it shards itself
-    trainee = Trainee(method, optimizer, accelerator, average, memory if memory is not None else {})
+    method = engine.method
+    trainee = Trainee(engine, average, memory if memory is not None else {})
     whole = todo.epochs * stream.steps_per_epoch
     last = min(whole, todo.max_steps or whole)
     at = trainee.resume(run, Progress(0, 0, 0, total_samples=whole * todo.batch_size))
@@ -54,17 +46,17 @@ def train(
         if at.step == 0:
             ledger.look_before_the_first_step(at)
         while at.step < last and not ledger.out_of_patience(at):
-            model.train()
+            method.train()
             method.on_epoch(at.epoch)
             start = at.step % stream.steps_per_epoch
             batches = run.meter.wait("data", stream.epoch(at.epoch, start))
             for _ in range(start, min(stream.steps_per_epoch, start + last - at.step)):
                 rates = schedule(at)
-                set_rates(optimizer, rates, at.epoch)
-                means = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
+                set_rates(engine.optimizer, rates, at.epoch)
+                means = update(engine, batches, views, at, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
-                stopping = stop.asked(accelerator.device)
+                stopping = stop.asked(engine.accelerator.device)
                 ledger.step(at, rates.lr, means, ending=stopping or at.step == last)
                 if stopping and at.step < last:
                     raise Preempted(f"{stop.name}: saved at step {at.step}; run the same command again to continue")
@@ -74,14 +66,7 @@ def train(
 
 
 def update(
-    model: torch.nn.Module,
-    optimizer: Any,
-    batches: Iterator[Batch],
-    views: ViewSpec,
-    at: Progress,
-    accelerator: Accelerator,
-    todo: Todo,
-    meter: Meter,
+    engine: Engine, batches: Iterator[Batch], views: ViewSpec, at: Progress, todo: Todo, meter: Meter
 ) -> dict[str, Tensor]:
     """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device."""
     means: dict[str, Tensor] = {}
@@ -89,21 +74,14 @@ def update(
         batch = next(batches)
         with meter("views"):
             crops = make_views(batch.images, views, batch.index, seed=todo.seed, epoch=at.epoch)
-        silent = accelerator.no_sync(model) if micro + 1 < todo.accumulate else nullcontext()
+        silent = engine.quiet() if micro + 1 < todo.accumulate else nullcontext()
         with meter("step"), silent:
-            out = model(crops, batch, at)
-            accelerator.backward(out.loss / todo.accumulate)
+            out = engine(crops, batch, at)
+            engine.backward(out.loss / todo.accumulate)
         for key, value in {"loss": out.loss.detach(), **out.metrics}.items():
             means[key] = means.get(key, 0.0) + value / todo.accumulate
     with meter("step"):
-        if todo.clip and todo.clip_each:
-            accelerator.unscale_gradients()
-            clip_each_(model.parameters(), todo.clip)
-        elif todo.clip:
-            accelerator.clip_grad_norm_(model.parameters(), todo.clip)
-        optimizer.step()
-        if todo.clear_gradients:
-            optimizer.zero_grad(set_to_none=True)
+        engine.step(todo.clip, each=todo.clip_each, clear=todo.clear_gradients)
     return means
 
 

@@ -49,7 +49,7 @@ def tried(name: str, words: tuple[str, ...]) -> dict[str, Any]:
             stepper(images)
     weights = torch.cat([p.detach().flatten() for p in stepper.method.parameters()])
     return {
-        "static": bool(stepper.model.static_graph),
+        "static": bool(stepper.engine.model.static_graph),
         "trained": sum(p.numel() for p in stepper.method.parameters() if p.requires_grad),
         "sent": traffic.sent,
         "operations": traffic.operations,

@@ -53,18 +53,18 @@ def test_with_images_one_side_waits_for_them(tmp_path: Path, monkeypatch: pytest
 
 def test_training_moves_the_weights() -> None:
     stepper = step.Stepper(compose_config("pretrain", SMALL))
-    before = {key: x.clone() for key, x in stepper.model.state_dict().items()}
+    before = {key: x.clone() for key, x in stepper.method.state_dict().items()}
     stepper(stepper.images(4))
-    after = stepper.model.state_dict()
+    after = stepper.method.state_dict()
     assert stepper.at.step == 1 and sum(not torch.equal(before[key], after[key]) for key in before) > 10
 
 
 def test_the_step_of_a_baseline_is_whole() -> None:
     few = ["arms.vit.args.depth=1", "arms.global_size=32", "arms.local_size=16", "method.head.prototypes=16"]
     stepper = step.Stepper(compose_config("pretrain", [*SMALL, *few, "method=dino", "arm=vit", "train.recompute=true"]))
-    before = {key: x.clone() for key, x in stepper.model.state_dict().items()}
+    before = {key: x.clone() for key, x in stepper.method.state_dict().items()}
     stepper(stepper.images(4))
-    moved = [key for key, x in stepper.model.state_dict().items() if not torch.equal(before[key], x)]
+    moved = [key for key, x in stepper.method.state_dict().items() if not torch.equal(before[key], x)]
     assert "centre" in moved and {key.split(".")[0] for key in moved} == {"centre", "student", "teacher"}
     result = step.child(job("method=supervised", "arm=cnn"))
     assert result["models"] == ["resnet10t"] and result["flops_per_image"] > 1e6
@@ -76,9 +76,9 @@ def test_recompute_gives_the_same_gradients_and_leaves_batchnorm_alone() -> None
         stepper = step.Stepper(compose_config("pretrain", [*SMALL, *words]))
         torch.manual_seed(0)
         stepper(stepper.images(4))
-        models.append(stepper.model.state_dict())
+        models.append(stepper.method.state_dict())
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
-    encoders = stepper.model.encoders()
+    encoders = stepper.method.encoders()
     assert encoders["vit"].body.grad_checkpointing and not getattr(encoders["cnn"].body, "grad_checkpointing", False)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
     "types errors words dist rng machine",
     "losses views warp colour filters encoders schedule precision hardware meter checkpoint records monitor console "
-    "optim methods.base",
+    "optim methods.base norms backends",
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
     "robustness studies claims study_page hardware_page release",
     "ledger train evaluation checkup",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cass_scale import checkpoint, optim
+from cass_scale.backends.engine import Engine
 from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.ledger import Todo
@@ -113,7 +114,8 @@ def finetune(
         return Rates(plateau.rate(at) if plateau else cosine(at, recipe.lr), recipe.weight_decay)
 
     train(
-        method, streams["train"], optimizer, rates, views, accelerator, todo, run, observe=validate, memory=memory
+        Engine(method, optimizer, accelerator), streams["train"], rates, views, todo, run,
+        observe=validate, memory=memory,
     )  # fmt: skip
     best = checkpoint.load(run.checkpoints.folder / "best.pt")
     method.load_state_dict(best["model"])

@@ -57,7 +57,7 @@ def _by_trial(config: JSON, memory: int) -> int:
         except torch.cuda.OutOfMemoryError:
             return False
         finally:
-            stepper.optimizer.zero_grad(set_to_none=True)
+            stepper.engine.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
         return True
 

@@ -73,11 +73,12 @@ def paced(stepper: Stepper, images: Iterator[Batch], steps: int) -> dict[str, li
 @contextmanager
 def alone(stepper: Stepper) -> Iterator[None]:
     """Inside it steps exchange no gradients; what the objective gathers they do."""
-    wrapped, stepper.model = stepper.model, stepper.method
+    engine = stepper.engine
+    wrapped, engine.model = engine.model, engine.method
     try:
         yield
     finally:
-        stepper.model = wrapped
+        engine.model = wrapped
 
 
 def _together(stepper: Stepper, images: Iterator[Batch]) -> float:
@@ -127,7 +128,9 @@ def held(stepper: Stepper) -> dict[str, int]:
     The optimizer clears gradients after a step: theirs are counted as the parameters that have one.
     """
     parameters = list(stepper.method.parameters())
-    moments = [x for state in stepper.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    moments = [
+        x for state in stepper.engine.optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)
+    ]
     return {
         "weights": sum(p.nbytes for p in parameters),
         "gradients": sum(p.nbytes for p in parameters if p.requires_grad),

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cass_scale import hardware, rng
+from cass_scale.backends.engine import Engine
 from cass_scale.cli import build, compose_config
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.pixels import fits
@@ -121,18 +122,18 @@ class Stepper:
         )
         self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
         optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
-        self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)
-        self.model.train()
+        self.engine = Engine(self.method, optimizer, self.place.accelerator)
+        self.method.train()
         self.parameters = sum(p.numel() for p in self.method.parameters())
         self.views, self.meter = build(self.config["views"]), Meter(self.device)
         self.todo, self.at = make_todo(self.config), Progress(0, 0, 0, 10**9)
 
     def __call__(self, batches: Iterator[Batch]) -> None:
         """The loop's own update on the next of `batches`."""
-        update(self.model, self.optimizer, batches, self.views, self.at, self.place.accelerator, self.todo, self.meter)
+        update(self.engine, batches, self.views, self.at, self.todo, self.meter)
         self.at = Progress(0, self.at.step + 1, self.at.samples + self.todo.batch_size, self.at.total_samples)
         with self.meter("after"):
-            self.method.after_step(self.at)
+            self.engine.after_step(self.at)
         self.meter.settle()
 
     def images(self, number: int) -> Iterator[Batch]:
@@ -212,10 +213,10 @@ def measured(stepper: Stepper, batches: Iterator[Batch], job: JSON) -> JSON:
 
 def optimizer_alone(stepper: Stepper) -> float:
     """Seconds of one optimizer step over all trained parameters, whose FLOPs nobody counts: median of five."""
-    for parameter in stepper.model.parameters():
+    for parameter in stepper.method.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    found = median(timed(stepper.optimizer.step, stepper.device, steps=5, seconds=60.0))
-    stepper.optimizer.zero_grad(set_to_none=True)
+    found = median(timed(stepper.engine.optimizer.step, stepper.device, steps=5, seconds=60.0))
+    stepper.engine.optimizer.zero_grad(set_to_none=True)
     return found
 
 

@@ -44,7 +44,10 @@ class Method(nn.Module):
         return [{"params": list(self.parameters()), "lr_scale": 1.0, "algorithm": None}]
 
     def after_step(self, progress: Progress) -> None:
-        """Called once after every optimizer step, e.g. for an EMA teacher."""
+        """Called once after every optimizer step, e.g. for an EMA teacher.
+
+        Weights may be shards here (ZeRO 3, FSDP2): change them element by element only, alike ones together.
+        """
 
     def on_epoch(self, epoch: int) -> None:
         """Called before every epoch."""

@@ -25,7 +25,7 @@ T = TypeVar("T")
 # was resolved, since `auto` means another one on another device.
 FREE = (
     "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
-    "train.trackers", "train.count_flops",
+    "train.trackers", "train.count_flops", "train.backend", "train.ranks",
 )  # fmt: skip
 MANIFEST = "manifest.csv"
 
@@ -144,6 +144,7 @@ def circumstances(place: Place) -> JSON:
     """What a run was made with beside its configuration, and may change when it is resumed elsewhere."""
     return {
         "world_size": place.world,
+        "backend": place.told.backend,
         "git": records.git_state(),
         "versions": records.versions(PACKAGES),
         "device": place.record(),

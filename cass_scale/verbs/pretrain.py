@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
 
 from cass_scale import encoders, hardware, precision, records, rng
 from cass_scale.average import Average
+from cass_scale.backends.engine import Engine
 from cass_scale.colour import to_unit
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
@@ -31,8 +31,8 @@ from cass_scale.run import Run
 from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
 from cass_scale.train import train
-from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import emulation, exchange, rules, settings, wire
+from cass_scale.types import JSON, Call, Progress, Stream, ViewSpec
+from cass_scale.verbs import emulation, exchange, rules, settings, spread, wire
 from cass_scale.verbs.folder import begin, check_shared, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
@@ -57,7 +57,8 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
     refuse_scaled_leftovers(resolved, config)
     folder = Path(config["run"]["dir"] or default_dir(config))
     train_keys = config["train"]
-    given = {"trackers": train_keys["trackers"], "handlers": [exchange.gradients(train_keys)], "limits": limits}
+    given = {key: train_keys[key] for key in ("trackers", "backend", "ranks")}
+    given |= {"handlers": [exchange.gradients(train_keys)], "limits": limits}
     place = wire.open_place(device, resolved, project=folder, **given)
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
     meter = Meter(place.device, place.world, call.born)
@@ -102,28 +103,21 @@ def work(
     torch.manual_seed(config["seed"] + place.rank)  # dropout and stochastic depth draw from the global state
     views: ViewSpec = build(config["views"])
     memory: JSON = {}
+    average = Average(method, start=swa["start"], every=swa["every"]) if swa["enabled"] else None
+    optimizer = wire.make_optimizer(method, config["optim"], place.device)
+    engine = spread.start(place.told, method, optimizer, place.accelerator)
     done = train(
-        method,
+        engine,
         stream,
-        wire.make_optimizer(method, config["optim"], place.device),
         wire.make_rates(config),
         views,
-        place.accelerator,
         make_todo(config),
         run,
-        observe=observer(config, build, method, manifest, place, run, memory, views),
+        observe=observer(config, build, engine, manifest, place, run, memory, views),
         memory=memory,
-        average=Average(method, start=swa["start"], every=swa["every"]) if swa["enabled"] else None,
+        average=average,
     )
-    if run.main:
-        note = {
-            "data": manifest.name,
-            "synthetic": str(manifest.synthetic),
-            "method": config["method"]["name"],
-        }
-        (run.folder / "export").mkdir(exist_ok=True)
-        for name, encoder in method.encoders().items():
-            encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note)
+    export(engine, manifest, config, run)
     run.update(
         status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last,
         exported=method.exported,
@@ -135,6 +129,20 @@ def work(
         }
         run.update(hardware=place.hardware | more)
     run.console.say(f"done: {run.folder}, {speed(run)}  (next: cass-scale evaluate run.dir={run.folder})")
+
+
+def export(engine: Engine, manifest: Manifest, config: JSON, run: Run) -> None:
+    """One whole file per encoder, from any backend, by the main rank."""
+    state, method = engine.model_state(), engine.method
+    if not run.main:
+        return
+    note = {"data": manifest.name, "synthetic": str(manifest.synthetic), "method": config["method"]["name"]}
+    (run.folder / "export").mkdir(exist_ok=True)
+    places = {module: f"{name}." for name, module in method.named_modules()}
+    for name, encoder in method.encoders().items():
+        at = places[encoder.body]
+        body = {key.removeprefix(at): x for key, x in state.items() if key.startswith(at)}
+        encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note, body)
 
 
 def speed(run: Run) -> str:
@@ -166,6 +174,13 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
         views: ViewSpec = build(config["views"])
         settings.check_views(views, specs, config["arms"]["image_size"], problems)
         problems.found += kind.problems(specs, views, config["objective"]["_target_"].rpartition(".")[2])
+        with problems.collecting():
+            problems.found += spread.problems(config, spread.choose(config["train"]["backend"], os.environ).backend)
+        random = [name for name, spec in specs.items() if spec.weights == "random"]
+        problems.check(
+            not (config["train"]["batch_norm"] == "global_frozen" and random),
+            f"train.batch_norm=global_frozen: random weights ({', '.join(random)}) have no statistics; take sync",
+        )
         problems.check(
             not (config["swa"]["enabled"] and kind.averaged),
             f"swa.enabled=true: method={config['method']['name']} exports a running mean of its weights already",
@@ -224,7 +239,7 @@ def make_todo(config: JSON) -> Todo:
 def observer(
     config: JSON,
     build: Build,
-    method: Method,
+    engine: Engine,
     manifest: Manifest,
     place: Place,
     run: Run,
@@ -240,13 +255,9 @@ def observer(
         save_grid(run.folder / "samples.png", [to_unit(images[:8]), *samples])
     monitor = Monitor(to_unit(images))
 
-    def arms(view: Tensor) -> dict[str, ArmOutput]:
-        with place.accelerator.autocast():
-            return method.outputs([view])
-
     def observe(at: Progress) -> JSON:
         monitor.baseline = memory.get("baseline")
-        row = monitor(arms, method)
+        row = monitor(lambda view: engine.outputs([view]), engine.method)
         memory["baseline"] = monitor.baseline
         found = monitor.verdict(row)
         run.note_collapse(at.step, found)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from cass_scale.backends import BACKENDS
 from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError
+from cass_scale.norms import KINDS
 from cass_scale.results import METRICS
 
 Rule = tuple[Callable[[Any], bool], str]  # whether a value is good, and what is needed
@@ -113,6 +115,9 @@ PRETRAIN: dict[str, Rule] = {
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
     "train.precision": PRECISION,
+    "train.backend": choice("auto", *BACKENDS),
+    "train.ranks": or_null(whole(1)),
+    "train.batch_norm": choice(*KINDS),
     "train.channels_last": BOOL,
     "train.recompute": BOOL,
     "train.compile": or_null(choice("default", "reduce-overhead", "max-autotune")),

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import KwargsHandler, broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, hardware, hardware_page, machine, optim, precision
+from cass_scale import encoders, hardware, hardware_page, machine, norms, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
@@ -28,7 +28,7 @@ from cass_scale.methods.base import Method
 from cass_scale.run import Run
 from cass_scale.schedule import Rates, cosine, make_schedule
 from cass_scale.types import JSON, Progress, Stream
-from cass_scale.verbs import settings
+from cass_scale.verbs import settings, spread
 
 Build = Callable[..., Any]
 DEEP = ("folder", "webdataset")  # streams that keep 16 bit
@@ -46,6 +46,7 @@ class Place:
     device: torch.device
     precision: precision.Resolved
     accelerator: Accelerator
+    told: spread.Told
     limits: Limits | None = None
     hardware: JSON | None = None  # how the limits are held, for records
 
@@ -103,25 +104,31 @@ def open_place(
     trackers: list[str],
     handlers: Sequence[KwargsHandler] = (),
     limits: Limits | None = None,
+    backend: str = "ddp",
+    ranks: int | None = None,
 ) -> Place:
-    """Accelerate set up for the device and precision that were resolved, whatever its own configuration says.
+    """Accelerate set up for the device and precision that were resolved. Under limits the process stays, from here on.
 
-    Under limits the process stays, from here on.
+    Raises ConfigError where its own configuration contradicts them, and when there are fewer ranks than asked for.
     """
+    told, env = spread.choose(backend, os.environ), dict(os.environ)
+    spread.check_precision(resolved, told.backend, env)
     precision.apply(resolved)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it may track the run, not the user
     AcceleratorState._reset_state(reset_partial_state=False)  # a second run in one process may differ in precision
-    accelerator = Accelerator(
-        mixed_precision=resolved.name if resolved.autocast_dtype else "no",
-        cpu=device.type == "cpu",
-        log_with=trackers or None,
-        project_dir=str(project),
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=list(handlers),
-    )
+    with spread.ours_alone():
+        accelerator = Accelerator(
+            mixed_precision=resolved.name if resolved.autocast_dtype else "no",
+            cpu=device.type == "cpu",
+            log_with=trackers or None,
+            project_dir=str(project),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=list(handlers),
+        )
+    spread.check_ranks(accelerator.num_processes, told.backend, ranks, env)
     accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
     held = hardware.hold(limits, resolved, accelerator.device) if limits else None
-    return Place(accelerator.device, resolved, accelerator, limits, held)
+    return Place(accelerator.device, resolved, accelerator, told, limits, held)
 
 
 def workers(asked: int | str, limits: Limits | None = None) -> int:
@@ -232,8 +239,10 @@ def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: 
         torch.manual_seed(seed + len(seeds) * SEED_STRIDE)  # heads are initialised by the method
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
-    for encoder in method.encoders().values() if load else ():
-        speed_up(encoder, config["train"])
+    if load:
+        norms.convert(method, config["train"]["batch_norm"])
+        for encoder in method.encoders().values():
+            speed_up(encoder, config["train"])
     return method
 
 

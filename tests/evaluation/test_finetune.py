@@ -14,6 +14,7 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from cass_scale import checkpoint, records
+from cass_scale.backends.engine import Engine
 from cass_scale.console import Console
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import Preempted
@@ -203,7 +204,7 @@ def test_a_single_class_has_a_loss_and_nothing_else() -> None:
 
 def test_patience_counts_from_the_best_step(tmp_path: Path) -> None:
     method, optimizer = nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    trainee = Trainee(method, optimizer, Accelerator(cpu=True), None, {}, best_step=10)  # type: ignore[arg-type]
+    trainee = Trainee(Engine(method, optimizer, Accelerator(cpu=True)), None, {}, best_step=10)  # type: ignore[arg-type]
     todo = Todo(epochs=9, batch_size=1, seed=0, patience=5, min_steps=20)
     ledger = Ledger(trainee, todo, start(tmp_path), None, 90)
     assert [ledger.out_of_patience(Progress(0, step, step, 90)) for step in (14, 15, 20)] == [False, False, True]
