@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "verify"]
+__all__ = ["bench", "doctor", "evaluate", "explain", "pretrain", "report", "shard", "split", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -26,6 +26,11 @@ def pretrain(*overrides: str, **keys: Any) -> dict[str, Any]:
 def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Score the encoders of a run on held-back images; returns the evaluation's record."""
     return dict(_call("evaluate", overrides, keys))
+
+
+def explain(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Pictures of what a run's encoders look at, and how they compare; returns the record, `page` says where."""
+    return dict(_call("explain", overrides, keys))
 
 
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:

@@ -38,6 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "score the encoders of a run on held-back images",
         "cass-scale evaluate run.dir=runs/digits protocol=knn",
     ),
+    "explain": (
+        "show what the encoders of a run look at, and how their layers and features compare",
+        "cass-scale explain run.dir=runs/digits",
+    ),
     "report": (
         "write one HTML page about the runs of a folder",
         "cass-scale report runs=runs out=runs/report.html",

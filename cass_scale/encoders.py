@@ -61,9 +61,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [B, 3, S, S] in [0, 1] -> features [B, dim]."""
-        normal = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
-        features: Tensor = self.body(normal)
+        features: Tensor = self.body(self.normalise(images))
         return features
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [0, 1] as the body takes them."""
+        return ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
     def use_channels_last(self) -> None:
         """Lay a convolutional body out in channels_last order, which GPUs prefer; a Transformer stays as it is."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|arms\.\w+\.weights))=(.*)", re.DOTALL
+    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|images|against|arms\.\w+\.weights))=(.*)", re.DOTALL
 )
 PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes
 

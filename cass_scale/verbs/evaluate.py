@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
@@ -21,7 +20,7 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
 from cass_scale.encoders import ArmSpec, Encoder
-from cass_scale.errors import ConfigError, DataError, Problems
+from cass_scale.errors import DataError, Problems
 from cass_scale.evaluation.features import Features, extract
 from cass_scale.evaluation.finetune import finetune
 from cass_scale.evaluation.knn import knn
@@ -32,6 +31,7 @@ from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
+from cass_scale.verbs.folder import read_back, refuse_unfinished
 from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
@@ -137,15 +137,9 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     problems.check(one, "evaluate runs in one process: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
     folder = Path(config["run"]["dir"])
-    record = records.read(folder)
-    trained: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
-    if trained["data"].get("path"):
-        trained["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
-    if config["weights"] == "run" and record["status"] != "done":
-        raise ConfigError(
-            f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
-            f"({record['command']}), or take weights=initial or weights=random"
-        )
+    record, trained = read_back(folder)
+    if config["weights"] == "run":
+        refuse_unfinished("run.dir", folder, record, ", or take weights=initial or weights=random")
     if len(record["collapse"]) and config["weights"] == "run":
         Console().warn(
             f"{folder} collapsed in training ({', '.join(c['arm'] for c in record['collapse'])}); scored all the same"

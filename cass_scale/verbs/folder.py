@@ -57,6 +57,24 @@ def _of_begin(path: Path) -> bool:
     return path.name in (".lock", *written) or path.name.startswith(temporary)
 
 
+def read_back(folder: Path) -> tuple[JSON, JSON]:
+    """A run's record, and its configuration. Raises DataError when it is absent or damaged."""
+    record = records.read(folder)
+    config: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
+    if config["data"].get("path"):
+        config["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
+    return record, config
+
+
+def refuse_unfinished(key: str, folder: Path, record: JSON, instead: str = "") -> None:
+    """Raise ConfigError, naming the configuration's `key`, unless the run is finished; `instead`: what else would do."""
+    if record["status"] != "done":
+        raise ConfigError(
+            f"{key}={folder} is not finished (status {record['status']}): run its command again to finish it "
+            f"({record['command']}){instead}"
+        )
+
+
 def compare(folder: Path, config: JSON, manifest: Manifest, place: Place) -> None:
     """Raise ConfigError when the run in `folder` was made from another configuration or other data."""
     old, record = yaml.safe_load((folder / records.CONFIG).read_text()), records.read(folder)

@@ -50,6 +50,10 @@ def _list_of(rule: Rule) -> Rule:
     return (lambda v: isinstance(v, list) and all(map(rule[0], v)), f"a list, each {rule[1]}")
 
 
+def _some_of(*choices: str) -> Rule:
+    return (lambda v: isinstance(v, list) and 0 < len(v) and set(v) <= set(choices), f"a list of {', '.join(choices)}")
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -138,6 +142,20 @@ EVALUATE: dict[str, Rule] = {
     "protocol.batch_size": _whole(2),
     "protocol.lr": _number(0),
     "protocol.weighting": _choice("none", "inverse", "official"),
+}
+EXPLAIN: dict[str, Rule] = {
+    "run.dir": _or_null(TEXT),
+    "images": _or_null(TEXT),
+    "against": _or_null(TEXT),
+    "out": _or_null(TEXT),
+    "parts": _some_of("attention", "convolutions", "gradcam", "cka", "embedding"),
+    "maps": _some_of("tsne", "umap"),
+    "most": _whole(1),
+    "per_class": _whole(1),
+    "examples": _whole(1),
+    "seed": _whole(0),
+    "batch_size": _whole(4),
+    "device": DEVICE,
 }
 VERIFY: dict[str, Rule] = {
     **DATA,
