@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cass_scale import charts, records
+from cass_scale import charts, choice, records
 from cass_scale.errors import ConfigError, MissingExtra
 from cass_scale.results import METRICS, NULL, PROTOCOLS, Run, Table, load, tables
 from cass_scale.types import JSON
@@ -63,7 +63,7 @@ def render(template: str, values: JSON, out: Path) -> None:
 
 
 def _page(runs: list[Run], notes: list[str]) -> JSON:
-    scores = tables(runs)
+    scores, cases = tables(runs), choice.cases(runs)
     done = [run for run in runs if run.done]
     return {
         "made": records.now(),
@@ -77,6 +77,9 @@ def _page(runs: list[Run], notes: list[str]) -> JSON:
         "tables": scores,
         "metrics": METRICS,
         "protocols": PROTOCOLS,
+        "cases": cases,
+        "picks": choice.picks(cases),
+        "fewest": choice.FEWEST,
         "overlays": _overlays(done),
         "samples": _samples(runs),
         "spans": list(dict.fromkeys(name for run in done for name, *_ in _shares(run.part("spans")))),

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
     "types errors words dist rng machine",
     "losses views warp colour encoders schedule precision meter checkpoint records monitor console optim methods.base",
-    "methods data average results charts page samples estimate run selftest evidence",
-    "ledger train evaluation study checkup",
+    "methods data average results charts choice page samples estimate run selftest evidence",
+    "ledger train evaluation insight study checkup",
     "cli verbs measure __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
@@ -33,8 +33,9 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "deepspeed": None,
     "h5py": None,
     "medmnist": None,
+    "umap": None,
 }
-WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup")
+WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "choice", "page", "cli", "words", "checkup")
 
 
 class Import(NamedTuple):

@@ -1,1 +1,1 @@
-"""What encoders look at, how their layers compare, and what their features tell apart: numbers, and pictures of them."""
+"""What encoders look at, how their layers compare, what their features keep apart: numbers and pictures."""

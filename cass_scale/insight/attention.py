@@ -1,4 +1,4 @@
-"""Attention maps of timm's Vision Transformers. A fused kernel gives no weights away: they are computed from its q and k."""
+"""Attention maps of timm's Vision Transformers: fused kernels keep the weights, so q and k give them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cass_scale.insight.unsuited import Unsuited
 
 
 class Attention(NamedTuple):
-    """Shares of attention that the patches of B images get; what goes to class and register tokens is missing in them."""
+    """Shares of attention that the patches of B images get; what class and register tokens get is missing."""
 
     heads: Tensor  # float32 [B, heads, h, w] of the last block
     rollout: Tensor  # float32 [B, h, w] through all blocks
@@ -43,8 +43,9 @@ def attention(encoder: Encoder, images: Tensor) -> Attention:
         )
     asking = slice(0, 1) if prefix and getattr(body, "global_pool", "") == "token" else slice(prefix, None)
 
-    def on_patches(weights: Tensor) -> Tensor:
-        return weights[..., asking, prefix:].mean(dim=-2).unflatten(-1, tuple(grid)).float()
+    def on_patches(shares: Tensor) -> Tensor:
+        found: Tensor = shares[..., asking, prefix:].mean(dim=-2)
+        return found.unflatten(-1, tuple(grid)).float()  # type: ignore[no-any-return]
 
     return Attention(on_patches(watch.heads), on_patches(rollout(watch.means)))
 
@@ -79,7 +80,9 @@ class Watch(TorchFunctionMode):
             self._see(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _see(self, query: Tensor, key: Tensor, _: Tensor, attn_mask: Tensor | None = None, *__: Any, **more: Any) -> None:
+    def _see(
+        self, query: Tensor, key: Tensor, _: Tensor, attn_mask: Tensor | None = None, *__: Any, **more: Any
+    ) -> None:
         if (len(query), query.shape[-2], key.shape[-2]) == (self.batch, self.tokens, self.tokens):
             self.heads = weights(query, key, attn_mask, more.get("scale"))
             self.means.append(self.heads.mean(dim=1))

@@ -7,7 +7,6 @@ from functools import partial
 from itertools import combinations, product
 
 import numpy as np
-from torch import Tensor
 
 from cass_scale.evaluation.indicators import NEIGHBOURS, indicators
 from cass_scale.evaluation.metrics import Array
@@ -30,9 +29,9 @@ COLUMNS = {  # of the table: name -> title and form
     "alpha_req": ("alpha-ReQ", ".2f"),
 }
 NOTE = (
-    f"Silhouette: from -1 to 1, 0 where classes overlap. Purity: share of an image's {NEIGHBOURS} nearest that are of its class. "
-    "RankMe: how many directions are in use, more is better. alpha-ReQ: how fast the spectrum falls, best near 1. These "
-    f"two need no labels, nor does agreement: the share of an image's {NEIGHBOURS} nearest that two arms have in common."
+    f"Silhouette: from -1 to 1, 0 where classes overlap. Purity: share of an image's {NEIGHBOURS} nearest that are of "
+    "its class. RankMe: how many directions are in use, more is better. alpha-ReQ: how fast the spectrum falls, best "
+    f"near 1. These two need no labels, nor does agreement: what share of an image's {NEIGHBOURS} nearest both arms name."
 )
 
 
@@ -40,8 +39,8 @@ def cka_section(scene: Scene) -> Section:
     """CKA between the arms, and of each arm with itself and its other sides: the motivation of CASS, section 3."""
     section = Section(
         "How alike the layers see",
-        "Linear CKA, layer by layer: 1 means the same but for a rotation and scale, 0 means unrelated. The last row and "
-        "column are the features that the encoder gives out; grey: all images are answered alike.",
+        "Linear CKA, layer by layer: 1 means the same but for a rotation and scale, 0 means unrelated. The last row "
+        "and column are the features that the encoder gives out; grey: all images are answered alike.",
     )
     with section.possible("all arms"):
         if len(scene.images.keys) < LEAST:
@@ -87,9 +86,9 @@ def embedding_section(scene: Scene, how: Sequence[str]) -> Section:
         note=NOTE,
     )
     groups, names = _groups(scene)
-    for side in scene.sides:
-        section.numbers[side.name] = _measured(section, scene, side, groups)
-        section.rows.extend(_rows(side.name, section.numbers[side.name]))
+    for one in scene.sides:
+        section.numbers[one.name] = _measured(section, scene, one, groups)
+        section.rows.extend(_rows(one.name, section.numbers[one.name]))
     for arm in scene.arms:
         lines: dict[str, dict[str, tuple[Array, str]]] = {}
         for side, kind in product(scene.encoders(arm), how):

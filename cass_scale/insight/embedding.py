@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+
 import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
@@ -64,4 +65,3 @@ def separation(features: Array, labels: Array, *, k: int = NEIGHBOURS) -> dict[s
         "purity": float((labels[near] == labels[:, None]).mean()),
         "chance": float((sizes * (sizes - 1)).sum() / (n * (n - 1))),
     }
-

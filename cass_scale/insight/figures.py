@@ -75,7 +75,13 @@ def _tile(axes: Axes, tile: Tile) -> Any:
         top = float(tile.heat.max()) if tile.top is None else tile.top
         smooth = "bilinear" if over else "nearest"
         shown = axes.imshow(
-            tile.heat, cmap=HEAT, vmin=0, vmax=top or 1.0, extent=extent, alpha=0.62 if over else 1.0, interpolation=smooth
+            tile.heat,
+            cmap=HEAT,
+            vmin=0,
+            vmax=top or 1.0,
+            extent=extent,
+            alpha=0.62 if over else 1.0,
+            interpolation=smooth,
         )
     axes.set_axis_off()
     if tile.note:
@@ -105,7 +111,11 @@ def matrices(panels: Mapping[str, tuple[Array, Sequence[str], Sequence[str]]], *
 
 
 def scatters(
-    panels: Mapping[str, Mapping[str, tuple[Array, str] | None]], groups: Array, names: Sequence[str], *, side: float = 2.4
+    panels: Mapping[str, Mapping[str, tuple[Array, str] | None]],
+    groups: Array,
+    names: Sequence[str],
+    *,
+    side: float = 2.4,
 ) -> Figure:
     """Points [N, 2], by row and column with a note, coloured by `groups` (int [N], numbers of `names`)."""
     columns = list(dict.fromkeys(name for line in panels.values() for name in line))

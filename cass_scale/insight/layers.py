@@ -27,7 +27,7 @@ def layers(encoder: Encoder) -> list[str]:
 
 
 def grams(encoder: Encoder, batches: Iterable[Tensor]) -> list[Tensor]:
-    """For every batch of images float [n, 3, S, S] in [0, 1] the layers' Gram matrices, float64 [L, n, n], in eval mode.
+    """The layers' Gram matrices, float64 [L, n, n], for every batch of images float [n, 3, S, S] in [0, 1]; eval mode.
 
     Batches of 4 images or more. Outputs are flattened; their mean is taken off, which changes no CKA and keeps digits.
     """

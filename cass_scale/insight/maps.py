@@ -32,8 +32,8 @@ def attention_section(scene: Scene) -> Section:
     """Figures 3 and 7 to 10 of CASS, for every arm that is a Vision Transformer."""
     section = Section(
         "Where the Transformer looks",
-        "Attention to the patches of an image, of the class token, or of all patches where the features are their mean. "
-        "The last layer's maps show what the features are gathered from; rollout follows attention through all layers.",
+        "Attention to the patches of an image: that of the class token, or of all patches where the features are their "
+        "mean. The last layer's maps show what the features are gathered from; rollout follows it through all layers.",
     )
     for arm in scene.arms:
         with section.possible(arm):
@@ -51,8 +51,8 @@ def _attention_pictures(scene: Scene, arm: str) -> list[Picture]:
     return [
         Picture(
             f"attention-{arm}-images", f"{arm}: single images",
-            "The mean of the last layer's heads, and rollout. Colours run from nothing (dark) to the number below the map, in "
-            f"multiples of even attention: {EVEN}.",
+            "The mean of the last layer's heads, and rollout. Below each map stands its highest value in multiples of "
+            f"even attention ({EVEN}); colours run up to it, at least to {LEAST_TOP:g}.",
             partial(_of_images, scene, {row: places[row] for row in single}, found),
         ),
         Picture(
@@ -62,8 +62,8 @@ def _attention_pictures(scene: Scene, arm: str) -> list[Picture]:
         ),
         Picture(
             f"attention-{arm}-classes", f"{arm}: averaged over images",
-            f"Means over up to {scene.per_class} images of a class, in multiples of even attention. In a row, maps of one kind "
-            "share a scale.",
+            f"Means over up to {scene.per_class} images of a class, in multiples of even attention. In a row, maps of "
+            "one kind share a scale.",
             partial(_of_classes, scene, groups, some, found),
         ),
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def _groups(scene: Scene) -> dict[str, list[int]]:
 
 
 def _attend(scene: Scene, encoder: Encoder, rows: Sequence[int]) -> Kinds:
-    """Maps of some images as multiples of even attention; under HEADS [n, heads, h, w] those of the last layer's heads."""
+    """Maps of some images as multiples of even attention; under HEADS, [n, heads, h, w], the last layer's heads."""
     parts = [attention(encoder, images) for images in scene.batches(encoder, rows)]
     heads, flow = (torch.cat(maps).cpu() * maps[0].shape[-2:].numel() for maps in zip(*parts, strict=True))
     return {HEADS: heads, "last layer": heads.mean(dim=1), "rollout": flow}
@@ -92,8 +92,8 @@ def _columns(found: dict[str, Kinds]) -> list[tuple[str, str]]:
 
 def _over(image: Array, heat: Tensor) -> Tile:
     """A map in multiples of even attention over its image."""
-    top = max(LEAST_TOP, float(heat.max()))
-    return Tile(image, heat.numpy(), top, f"{top:.1f}")
+    most = float(heat.max())
+    return Tile(image, heat.numpy(), max(LEAST_TOP, most), f"{most:.1f}")
 
 
 def _of_images(scene: Scene, places: dict[int, int], found: dict[str, Kinds]) -> Figure:
@@ -120,11 +120,13 @@ def _of_classes(
     columns = _columns(found)
     rows = {}
     for name, members in groups.items():
+        image = torch.stack([torch.from_numpy(scene.picture(row)) for row in members]).mean(dim=0).numpy()
         means = {(kind, side): found[side][kind][places[name]].mean(dim=0) for kind, side in columns}
-        tops = {kind: max(LEAST_TOP, *(float(m.max()) for (k, _), m in means.items() if k == kind)) for kind, _ in columns}
-        image = sum(scene.picture(row) for row in members) / len(members)
-        maps = [Tile(heat=means[kind, side].numpy(), top=tops[kind]) for kind, side in columns]
-        rows[f"{name} ({len(members)})"] = [Tile(image), *maps]
+        line = [Tile(image)]
+        for kind, side in columns:
+            top = max(float(mean.max()) for (other, _), mean in means.items() if other == kind)
+            line.append(Tile(heat=means[kind, side].numpy(), top=max(LEAST_TOP, top)))
+        rows[f"{name} ({len(members)})"] = line
     ends = [len(found), len(columns)]  # the last column of each kind
     return tiles(rows, ["mean image", *(f"{side},\n{kind}" for kind, side in columns)], bars=ends)
 
@@ -191,7 +193,7 @@ def grad_cam_section(scene: Scene) -> Section:
             section.pictures.append(
                 Picture(
                     f"gradcam-{arm}", f"{arm}: Grad-CAM",
-                    "Every map has its own scale; an evenly dark one means that nothing in the image speaks for its class.",
+                    "Every map has its own scale; a dark one means that nothing in the image speaks for its class.",
                     partial(_of_cams, scene, rows, found),
                 )
             )  # fmt: skip

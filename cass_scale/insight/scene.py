@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,15 +86,15 @@ class Scene:
     def picture(self, row: int) -> Array:
         """An image as it is drawn: float [S, S, 3] in [0, 1]."""
         size = next(iter(self.sides[0].arms.values())).image_size
-        made: Any = self.images.pixels[size][row].permute(1, 2, 0).float() / 255
-        return made.numpy()
+        made: Array = (self.images.pixels[size][row].permute(1, 2, 0).float() / 255).numpy()
+        return made
 
     def features(self, side: str, arm: str) -> Tensor:
         """Features [N, dim] of all images, on the CPU, computed once. Raises Unsuited when they are not finite."""
         if (side, arm) not in self._known:
-            encoder = self.encoders(arm)[side]
+            encoder, rows = self.encoders(arm)[side], range(len(self.images.keys))
             with torch.inference_mode():
-                parts = [encoder(images).float().cpu() for images in self.batches(encoder, range(len(self.images.keys)))]
+                parts = [encoder(images).float().cpu() for images in self.batches(encoder, rows)]
             self._known[side, arm] = torch.cat(parts)
         found = self._known[side, arm]
         if not found.isfinite().all():

@@ -23,9 +23,11 @@ from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import DataError, Problems
 from cass_scale.evaluation.features import Features, extract
 from cass_scale.evaluation.finetune import finetune
+from cass_scale.evaluation.indicators import indicators
 from cass_scale.evaluation.knn import knn
 from cass_scale.evaluation.linear import linear
 from cass_scale.evaluation.metrics import scores
+from cass_scale.evaluation.together import both, ensemble
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
@@ -62,13 +64,13 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         tuned = job.protocol["name"] == "finetune"
         found = by_finetuning(job, arms, place, folder / "evaluate" / name) if tuned else by_features(job, arms, place)
     record = describe(job, split, place, call) | {
-        "arms": found,
+        **found,
         "warnings": sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}),
         "seconds": time.perf_counter() - started,
         "finished": records.now(),
     }
     records.write_json(folder / "evaluate" / f"{name}.json", record)
-    for arm, row in found.items():
+    for arm, row in found["arms"].items():
         numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
         console.say(f"{arm:>8}  {numbers}")
     return record
@@ -206,31 +208,34 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
 
 
 def by_features(job: Job, arms: dict[str, Encoder], place: Place) -> JSON:
-    """kNN or linear probe on frozen features; scores per arm."""
+    """kNN or linear probe on frozen features: scores of each arm and of all together, and label-free indicators."""
     classes, multilabel, protocol = job.manifest.classes, job.manifest.multilabel, job.protocol
     for encoder in arms.values():
         encoder.to(place.device)
 
     def features(part: str) -> Features:
         with closing(job.stream(job.rows[part], place, batch=job.config["batch_size"])) as stream:
-            return extract(arms, stream, place.accelerator.autocast)
+            found = extract(arms, stream, place.accelerator.autocast)
+        return found._replace(by_arm=found.by_arm | both(found.by_arm))
 
     train, test = features("train"), features("test")
     val = features("val") if protocol["name"] == "linear" and len(job.rows["val"]) else None
-    found = {}
-    for name in arms:
+    found, said = {}, {}
+    for name in train.by_arm:
         known, asked = (train.by_arm[name], train.labels), test.by_arm[name]
         extra: JSON = {}
         if protocol["name"] == "knn":
             keys = {"k": protocol["k"], "temperature": protocol["temperature"]}
-            probability = knn(*known, asked, classes=len(classes), multilabel=multilabel, **keys)
+            said[name] = knn(*known, asked, classes=len(classes), multilabel=multilabel, **keys)
         else:
             held = {"val_x": val.by_arm[name], "val_y": val.labels} if val else {"groups": train.groups}
-            probability, extra["c"] = linear(
+            said[name], extra["c"] = linear(
                 *known, asked, classes=len(classes), multilabel=multilabel, seed=job.config["seed"], **held
             )
-        found[name] = scores(test.labels, probability, classes=classes, multilabel=multilabel) | extra
-    return found
+        found[name] = scores(test.labels, said[name], classes=classes, multilabel=multilabel) | extra
+    for name, probability in ensemble({arm: said[arm] for arm in arms}).items():
+        found[name] = scores(test.labels, probability, classes=classes, multilabel=multilabel)
+    return {"arms": found, "indicators": indicators({arm: train.by_arm[arm] for arm in arms})}
 
 
 def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path) -> JSON:
@@ -269,7 +274,7 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
         found[name] = scores(truth, probability, classes=manifest.classes, multilabel=manifest.multilabel)
     for stream in streams.values():
         stream.close()
-    return found
+    return {"arms": found}
 
 
 def begin_or_continue(folder: Path, about: JSON) -> None:

@@ -18,6 +18,7 @@ from cass_scale.insight.maps import attention_section, convolution_section, grad
 from cass_scale.insight.scene import Scene
 from cass_scale.insight.sections import Section
 from cass_scale.page import render
+from cass_scale.results import Run
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import settings
 from cass_scale.verbs.onlookers import find_images, finished, read_images, states
@@ -92,17 +93,15 @@ def look(scene: Scene, config: JSON, console: Console) -> list[Section]:
     return sections
 
 
-def describe(
-    config: JSON, record: JSON, manifest: Manifest, scene: Scene, sections: list[Section], call: Call
-) -> JSON:
+def describe(config: JSON, record: JSON, manifest: Manifest, scene: Scene, sections: list[Section], call: Call) -> JSON:
     """What is written into explain.json."""
-    images = scene.images
+    images, collapse = scene.images, Run(Path(config["run"]["dir"]), "", record).collapse
     classes = {name: len(images.members(name)) for name in images.classes}
     return {
         "schema": records.SCHEMA,
         "verb": "explain",
         "command": call.command,
-        "run": {"dir": config["run"]["dir"], "method": record["method"], "collapse": record["collapse"]},
+        "run": {"dir": config["run"]["dir"], "method": record["method"], "collapse": collapse},
         "sides": {side.name: side.about for side in scene.sides},
         "arms": {arm: scene.sides[0].arms[arm].spec.model for arm in scene.arms},
         "images": {
@@ -115,7 +114,11 @@ def describe(
         },
         "seed": config["seed"],
         "sections": {
-            part: {"numbers": section.numbers, "left_out": section.left_out, "files": [p.name for p in section.pictures]}
+            part: {
+                "numbers": section.numbers,
+                "left_out": section.left_out,
+                "files": [p.name for p in section.pictures],
+            }
             for part, section in zip(config["parts"], sections, strict=True)
         },
         "git": records.git_state(),

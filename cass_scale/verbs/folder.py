@@ -67,7 +67,7 @@ def read_back(folder: Path) -> tuple[JSON, JSON]:
 
 
 def refuse_unfinished(key: str, folder: Path, record: JSON, instead: str = "") -> None:
-    """Raise ConfigError, naming the configuration's `key`, unless the run is finished; `instead`: what else would do."""
+    """Raise ConfigError, naming the configuration's `key`, unless the run is finished; `instead`: what else works."""
     if record["status"] != "done":
         raise ConfigError(
             f"{key}={folder} is not finished (status {record['status']}): run its command again to finish it "

@@ -58,13 +58,16 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
     there = list(settings.arm_specs(trained))
     shared = [arm for arm in arms if arm in there]
     if not shared:
-        raise ConfigError(f"against={folder} has the arms {', '.join(there)}, of which this run shows {', '.join(arms)}: none")
+        raise ConfigError(
+            f"against={folder} has the arms {', '.join(there)}, of which this run shows {', '.join(arms)}: none"
+        )
     if missing := [arm for arm in arms if arm not in there]:
         notes.append(f"{folder} has no arm {', '.join(missing)}.")
     if record["collapse"]:
         notes.append(f"{folder} collapsed in pretraining ({', '.join(one['arm'] for one in record['collapse'])}).")
     name = folder.resolve().name
     name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    name = f"run {name}" if name in (THIS, INITIAL, RANDOM) else name
     about = f"the run in {folder}, method {record['method']}"
     return Side(name, about, load_arms({"weights": "run", "arm": shared}, folder, trained))
 

@@ -51,7 +51,7 @@ def _list_of(rule: Rule) -> Rule:
 
 
 def _some_of(*choices: str) -> Rule:
-    return (lambda v: isinstance(v, list) and 0 < len(v) and set(v) <= set(choices), f"a list of {', '.join(choices)}")
+    return (lambda v: isinstance(v, list) and len(v) > 0 and set(v) <= set(choices), f"a list of {', '.join(choices)}")
 
 
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
