@@ -31,7 +31,7 @@ COLUMNS = {  # of the table: name -> title and form
 NOTE = (
     f"Silhouette: from -1 to 1, 0 where classes overlap. Purity: share of an image's {NEIGHBOURS} nearest that are of "
     "its class. RankMe: how many directions are in use, more is better. alpha-ReQ: how fast the spectrum falls, best "
-    f"near 1. These two need no labels, nor does agreement: what share of an image's {NEIGHBOURS} nearest both arms name."
+    f"near 1. Agreement: share of an image's {NEIGHBOURS} nearest that both arms name. The last three need no labels."
 )
 
 

@@ -59,8 +59,7 @@ def tiles(
                 axes = figure.add_axes((x / width, bottom / height, side / width, side / height))
                 shown = _tile(axes, tile)
                 if place in bars and shown is not None:
-                    bar = figure.add_axes(((x + side + 0.05) / width, bottom / height, 0.09 / width, side / height))
-                    figure.colorbar(shown, cax=bar).ax.tick_params(labelsize=7, length=2)
+                    _bar(figure, shown, (x + side + 0.05) / width, (bottom + 0.07) / height, (side - 0.14) / height)
     return figure
 
 
@@ -89,6 +88,12 @@ def _tile(axes: Axes, tile: Tile) -> Any:
     return shown
 
 
+def _bar(figure: Figure, shown: Any, x: float, y: float, height: float) -> None:
+    """A colour bar at a place of the figure, in shares of its size."""
+    axes = figure.add_axes((x, y, 0.09 / figure.get_figwidth(), height))
+    figure.colorbar(shown, cax=axes).ax.tick_params(labelsize=7, length=2)
+
+
 def matrices(panels: Mapping[str, tuple[Array, Sequence[str], Sequence[str]]], *, side: float = 2.6) -> Figure:
     """Values 0 to 1 of matrices [R, C] with the names of rows and columns, lowest row first, one colour bar."""
     margin = 0.12 + LETTER * 0.8 * max(len(name) for _, rows, _ in panels.values() for name in rows)
@@ -105,8 +110,7 @@ def matrices(panels: Mapping[str, tuple[Array, Sequence[str], Sequence[str]]], *
         axes.tick_params(length=0)
         axes.set_title(title, fontsize=9)
         if number == len(panels) - 1:
-            bar = figure.add_axes(((x + side + 0.12) / width, below / height, 0.12 / width, side / height))
-            figure.colorbar(shown, cax=bar).ax.tick_params(labelsize=7, length=2)
+            _bar(figure, shown, (x + side + 0.12) / width, below / height, side / height)
     return figure
 
 

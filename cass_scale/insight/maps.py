@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from cass_scale.insight.convolutions import first_convolutions, grad_cam, toward
 from cass_scale.insight.figures import Tile, tiles
 from cass_scale.insight.scene import Scene
 from cass_scale.insight.sections import Picture, Section
-from cass_scale.insight.unsuited import Unsuited
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 Kinds = dict[str, Tensor]  # kind of map -> [n, h, w]
 ALL = "all"
 HEADS = "heads"
@@ -35,16 +35,26 @@ def attention_section(scene: Scene) -> Section:
         "Attention to the patches of an image: that of the class token, or of all patches where the features are their "
         "mean. The last layer's maps show what the features are gathered from; rollout follows it through all layers.",
     )
+    single, groups = scene.images.first(scene.examples), _groups(scene)
+    rows = sorted({*single, *groups[ALL]})
     for arm in scene.arms:
-        with section.possible(arm):
-            section.pictures.extend(_attention_pictures(scene, arm))
+        if found := _ask(section, scene, arm, lambda _, encoder: _attend(scene, encoder, rows)):
+            section.pictures.extend(_attention_pictures(scene, arm, single, groups, rows, found))
     return section
 
 
-def _attention_pictures(scene: Scene, arm: str) -> list[Picture]:
-    single, groups = scene.images.first(scene.examples), _groups(scene)
-    rows = sorted({*single, *groups[ALL]})
-    found = {side: _attend(scene, encoder, rows) for side, encoder in scene.encoders(arm).items()}
+def _ask(section: Section, scene: Scene, arm: str, question: Callable[[str, Encoder], T]) -> dict[str, T]:
+    """Answers by side, of those sides of an arm that can give one; why others cannot is noted in the section."""
+    found = {}
+    for side, encoder in scene.encoders(arm).items():
+        with section.possible(arm):
+            found[side] = question(side, encoder)
+    return found
+
+
+def _attention_pictures(
+    scene: Scene, arm: str, single: list[int], groups: dict[str, list[int]], rows: list[int], found: dict[str, Kinds]
+) -> list[Picture]:
     places = {row: place for place, row in enumerate(rows)}
     some = {name: [places[row] for row in members] for name, members in groups.items()}
     heads = {side: maps.pop(HEADS)[places[single[0]]] for side, maps in found.items()}
@@ -139,11 +149,7 @@ def convolution_section(scene: Scene) -> Section:
     )
     row = scene.images.first(1)[0]
     for arm in scene.arms:
-        with section.possible(arm):
-            found = {
-                side: {name: maps[0].cpu() for name, maps in first_convolutions(e, scene.take(e, [row])).items()}
-                for side, e in scene.encoders(arm).items()
-            }
+        if found := _ask(section, scene, arm, lambda _, encoder: _convolve(scene, encoder, row)):
             section.pictures.extend([
                 Picture(
                     f"convolutions-{arm}-first", f"{arm}: the first convolution",
@@ -152,11 +158,16 @@ def convolution_section(scene: Scene) -> Section:
                 ),
                 Picture(
                     f"convolutions-{arm}", f"{arm}: the first five convolutions",
-                    "From nothing (dark) to the highest value, which stands below each map.",
+                    "From nothing (dark) to the highest value. Below each map stand the layer's name and that value.",
                     partial(_of_convolutions, scene, row, found),
                 ),
             ])  # fmt: skip
     return section
+
+
+def _convolve(scene: Scene, encoder: Encoder, row: int) -> dict[str, Tensor]:
+    """Maps [h, w] of an image by the name of the convolution."""
+    return {name: maps[0].cpu() for name, maps in first_convolutions(encoder, scene.take(encoder, [row])).items()}
 
 
 def _of_first(scene: Scene, row: int, found: dict[str, dict[str, Tensor]]) -> Figure:
@@ -166,15 +177,14 @@ def _of_first(scene: Scene, row: int, found: dict[str, dict[str, Tensor]]) -> Fi
 
 
 def _of_convolutions(scene: Scene, row: int, found: dict[str, dict[str, Tensor]]) -> Figure:
-    names = list(next(iter(found.values())))
     rows = {
         side: [
             Tile(scene.picture(row)),
-            *(Tile(heat=heat.numpy(), note=f"{float(heat.max()):.3g}") for heat in each.values()),
+            *(Tile(heat=heat.numpy(), note=f"{name}: {float(heat.max()):.3g}") for name, heat in each.items()),
         ]
         for side, each in found.items()
     }
-    return tiles(rows, ["image", *names], side=1.75)
+    return tiles(rows, ["image", "first", "second", "third", "fourth", "fifth"], side=1.75)
 
 
 def grad_cam_section(scene: Scene) -> Section:
@@ -184,25 +194,21 @@ def grad_cam_section(scene: Scene) -> Section:
         "Grad-CAM. After pretraining there is no classifier; the score is how far an image's features lie in the "
         "direction of its class's mean, seen from the mean of all images: nothing is fitted for it.",
     )
+    if len(scene.images.classes) < 2:
+        section.left_out.append("all arms: the images are of fewer than two classes: there is no class to ask for")
+        return section
     rows = [row for row in scene.images.first(scene.examples) if scene.images.labels[row]]
     for arm in scene.arms:
-        with section.possible(arm):
-            if len(scene.images.classes) < 2:
-                raise Unsuited("the images are of fewer than two classes: there is no class to ask for")
-            found = {side: _cams(scene, side, arm, rows) for side in scene.encoders(arm)}
-            section.pictures.append(
-                Picture(
-                    f"gradcam-{arm}", f"{arm}: Grad-CAM",
-                    "Every map has its own scale; a dark one means that nothing in the image speaks for its class.",
-                    partial(_of_cams, scene, rows, found),
-                )
-            )  # fmt: skip
+        if found := _ask(section, scene, arm, lambda side, encoder, arm=arm: _cams(scene, side, arm, encoder, rows)):
+            caption = "Every map has its own scale; a dark one means that nothing in the image speaks for its class."
+            make = partial(_of_cams, scene, rows, found)
+            section.pictures.append(Picture(f"gradcam-{arm}", f"{arm}: Grad-CAM", caption, make))
     return section
 
 
-def _cams(scene: Scene, side: str, arm: str, rows: Sequence[int]) -> Tensor:
+def _cams(scene: Scene, side: str, arm: str, encoder: Encoder, rows: Sequence[int]) -> Tensor:
     """[n, h, w] for the first class of each image."""
-    encoder, images = scene.encoders(arm)[side], scene.images
+    images = scene.images
     features = scene.features(side, arm)
     asked = [images.labels[row][0] for row in rows]
     every = torch.stack([towards(features, images.members(name)) for name in asked]).to(scene.device)

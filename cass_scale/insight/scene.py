@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.evaluation.metrics import Array
 from cass_scale.insight.unsuited import Unsuited
@@ -20,7 +21,7 @@ class Images:
 
     keys: tuple[str, ...]
     labels: tuple[tuple[str, ...], ...]
-    pixels: Mapping[int, Tensor]  # by side of the square: uint8 [N, 3, S, S]
+    pixels: Mapping[int, Tensor]  # by side of the square: [N, 3, S, S] as a stream gives them
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -75,10 +76,10 @@ class Scene:
 
     def take(self, encoder: Encoder, rows: Sequence[int]) -> Tensor:
         """Some images as an encoder takes them: float [n, 3, S, S] in [0, 1], on the device."""
-        return self.images.pixels[encoder.image_size][list(rows)].to(self.device).float() / 255
+        return to_unit(self.images.pixels[encoder.image_size][list(rows)].to(self.device))
 
     def batches(self, encoder: Encoder, rows: Sequence[int]) -> Iterator[Tensor]:
-        """The same in parts of nearly equal size, at most `batch` each."""
+        """The same in parts of nearly equal size, `batch` (8 or more) at most, and four at least where there are as many."""
         parts = -(-len(rows) // self.batch)
         for part in torch.tensor_split(torch.tensor(list(rows)), parts):
             yield self.take(encoder, part.tolist())
@@ -86,7 +87,7 @@ class Scene:
     def picture(self, row: int) -> Array:
         """An image as it is drawn: float [S, S, 3] in [0, 1]."""
         size = next(iter(self.sides[0].arms.values())).image_size
-        made: Array = (self.images.pixels[size][row].permute(1, 2, 0).float() / 255).numpy()
+        made: Array = to_unit(self.images.pixels[size][row]).permute(1, 2, 0).numpy()
         return made
 
     def features(self, side: str, arm: str) -> Tensor:

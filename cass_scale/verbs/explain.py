@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from cass_scale import precision, records
+from cass_scale import dist, precision, records
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.errors import ConfigError, MissingExtra, Problems
 from cass_scale.insight.comparisons import cka_section, embedding_section
-from cass_scale.insight.figures import save
+from cass_scale.insight.figures import DPI, save
 from cass_scale.insight.maps import attention_section, convolution_section, grad_cam_section
 from cass_scale.insight.scene import Scene
 from cass_scale.insight.sections import Section
@@ -39,7 +39,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         return {"images": len(ids), "parts": config["parts"], "page": str(out / PAGE)}
     device = choose_device(config["device"])
     place = open_place(device, precision.resolve("fp32", device), project=folder, trackers=[])
-    sides, notes = states(config, trained)
+    sides, notes = states(config, record, trained)
     images = read_images(config, trained, build, manifest, ids, sides, place)
     for side in sides:
         for encoder in side.arms.values():
@@ -48,7 +48,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     scene = Scene(images, sides, place.device, config["batch_size"], **shown)
     sections = look(scene, config, console)
     made = describe(config, record, manifest, scene, sections, call) | {"notes": notes, "page": str(out / PAGE)}
-    write(made, record, sections, out)
+    write(made, sections, out)
     console.say(f"page: {out / PAGE}, made in {time.perf_counter() - begun:.0f} s")
     return made
 
@@ -66,6 +66,8 @@ def check(config: JSON) -> tuple[Path, Path]:
         problems.check(root.is_dir(), f"images={images}: no such folder; name one of images or of shards")
         inside = out.resolve().is_relative_to(root.resolve())
         problems.check(not inside, f"out={out} lies in the folder of images; name one outside of it")
+    one = dist.world() == 1
+    problems.check(one, "explain runs in one process: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
     for package in settings.missing(["jinja2", "matplotlib"]):
         raise MissingExtra(package, "report", "explain")
@@ -95,13 +97,18 @@ def look(scene: Scene, config: JSON, console: Console) -> list[Section]:
 
 def describe(config: JSON, record: JSON, manifest: Manifest, scene: Scene, sections: list[Section], call: Call) -> JSON:
     """What is written into explain.json."""
-    images, collapse = scene.images, Run(Path(config["run"]["dir"]), "", record).collapse
+    images, folder = scene.images, Path(config["run"]["dir"])
     classes = {name: len(images.members(name)) for name in images.classes}
     return {
         "schema": records.SCHEMA,
         "verb": "explain",
         "command": call.command,
-        "run": {"dir": config["run"]["dir"], "method": record["method"], "collapse": collapse},
+        "run": {
+            "dir": config["run"]["dir"],
+            "name": folder.resolve().name,
+            "method": record["method"],
+            "collapse": Run(folder, "", record).collapse,
+        },
         "sides": {side.name: side.about for side in scene.sides},
         "arms": {arm: scene.sides[0].arms[arm].spec.model for arm in scene.arms},
         "images": {
@@ -127,13 +134,13 @@ def describe(config: JSON, record: JSON, manifest: Manifest, scene: Scene, secti
     }
 
 
-def write(made: JSON, record: JSON, sections: list[Section], out: Path) -> None:
+def write(made: JSON, sections: list[Section], out: Path) -> None:
     """The pictures, the record, and last the page that holds all of them."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         shown = []
         for section in sections:
-            drawn = [(picture, _uri(save(picture.make, out, picture.name))) for picture in section.pictures]
+            drawn = [(picture, *_shown(save(picture.make, out, picture.name))) for picture in section.pictures]
             shown.append((section, drawn))
         records.write_json(out / RECORD, made)
     except OSError as why:
@@ -141,5 +148,7 @@ def write(made: JSON, record: JSON, sections: list[Section], out: Path) -> None:
     render("explain.html.j2", {"made": made, "sections": shown}, out / PAGE)
 
 
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _shown(png: bytes) -> tuple[str, int]:
+    """A picture as a data URI, and the pixels of the page, 96 per inch, that it is wide."""
+    width = int.from_bytes(png[16:20], "big")  # of its header
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}", width * 96 // DPI

@@ -14,6 +14,7 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.insight.scene import Images, Side
+from cass_scale.results import Run
 from cass_scale.types import JSON
 from cass_scale.verbs import settings
 from cass_scale.verbs.evaluate import load_arms, other_data, stream_for
@@ -31,15 +32,15 @@ def finished(key: str, folder: Path) -> tuple[JSON, JSON]:
     return record, trained
 
 
-def states(config: JSON, trained: JSON) -> tuple[list[Side], list[str]]:
+def states(config: JSON, record: JSON, trained: JSON) -> tuple[list[Side], list[str]]:
     """This run, what it started from, random weights, and the other run; and remarks on what is missing.
 
     Raises ConfigError for an unknown arm, or when the other run shares none.
     """
     folder, arms, notes = Path(config["run"]["dir"]), config["arm"], []
-    specs = settings.arm_specs(trained)
-    plain = all(spec.weights == "random" for spec in specs.values())
-    sides = [Side(THIS, "as it ended", load_arms({"weights": "run", "arm": arms}, folder, trained))]
+    plain = all(spec.weights == "random" for spec in settings.arm_specs(trained).values())
+    about = f"{folder}, method {record['method']}, as it ended"
+    sides = [Side(THIS, about, load_arms({"weights": "run", "arm": arms}, folder, trained))]
     began = "random weights, which it started from" if plain else "the weights it started from"
     try:
         sides.append(Side(INITIAL, began, load_arms({"weights": "initial", "arm": arms}, folder, trained)))
@@ -63,13 +64,14 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
         )
     if missing := [arm for arm in arms if arm not in there]:
         notes.append(f"{folder} has no arm {', '.join(missing)}.")
-    if record["collapse"]:
-        notes.append(f"{folder} collapsed in pretraining ({', '.join(one['arm'] for one in record['collapse'])}).")
+    if collapse := Run(folder, "", record).collapse:
+        notes.append(f"{folder} collapsed in pretraining ({', '.join(one['arm'] for one in collapse)}).")
     name = folder.resolve().name
     name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
     name = f"run {name}" if name in (THIS, INITIAL, RANDOM) else name
-    about = f"the run in {folder}, method {record['method']}"
-    return Side(name, about, load_arms({"weights": "run", "arm": shared}, folder, trained))
+    arms_there = load_arms({"weights": "run", "arm": shared}, folder, trained)
+    models = ", ".join(f"{arm} {encoder.spec.model}" for arm, encoder in arms_there.items())
+    return Side(name, f"the run in {folder}, method {record['method']}: {models}", arms_there)
 
 
 def find_images(config: JSON, trained: JSON, build: Build) -> tuple[Manifest, Tensor]:

@@ -154,7 +154,7 @@ EXPLAIN: dict[str, Rule] = {
     "per_class": _whole(1),
     "examples": _whole(1),
     "seed": _whole(0),
-    "batch_size": _whole(4),
+    "batch_size": _whole(8),
     "device": DEVICE,
 }
 VERIFY: dict[str, Rule] = {
