@@ -116,12 +116,13 @@ def _measured(section: Section, scene: Scene, side: Side, groups: Array) -> JSON
         with section.possible(arm):
             features[arm] = scene.features(side.name, arm).numpy()
     found = indicators(features)
-    several = any(len(names) > 1 for names in scene.images.labels)
+    labels = scene.images.labels
+    several, known = any(len(names) > 1 for names in labels), np.array([len(names) > 0 for names in labels])
     for arm, x in features.items():
         with section.possible("class separation"):
             if several:
                 raise Unsuited("an image may have several classes here")
-            found["arms"][arm] |= separation(x, groups)
+            found["arms"][arm] |= separation(x[known], groups[known])
     return found
 
 

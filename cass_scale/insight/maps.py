@@ -199,14 +199,14 @@ def grad_cam_section(scene: Scene) -> Section:
         return section
     rows = [row for row in scene.images.first(scene.examples) if scene.images.labels[row]]
     for arm in scene.arms:
-        if found := _ask(section, scene, arm, lambda side, encoder, arm=arm: _cams(scene, side, arm, encoder, rows)):
+        if found := _ask(section, scene, arm, partial(_cams, scene, rows, arm)):
             caption = "Every map has its own scale; a dark one means that nothing in the image speaks for its class."
             make = partial(_of_cams, scene, rows, found)
             section.pictures.append(Picture(f"gradcam-{arm}", f"{arm}: Grad-CAM", caption, make))
     return section
 
 
-def _cams(scene: Scene, side: str, arm: str, encoder: Encoder, rows: Sequence[int]) -> Tensor:
+def _cams(scene: Scene, rows: Sequence[int], arm: str, side: str, encoder: Encoder) -> Tensor:
     """[n, h, w] for the first class of each image."""
     images = scene.images
     features = scene.features(side, arm)

@@ -79,7 +79,7 @@ class Scene:
         return to_unit(self.images.pixels[encoder.image_size][list(rows)].to(self.device))
 
     def batches(self, encoder: Encoder, rows: Sequence[int]) -> Iterator[Tensor]:
-        """The same in parts of nearly equal size, `batch` (8 or more) at most, and four at least where there are as many."""
+        """The same in parts of nearly equal size: at most `batch` (8 or more), at least 4 where there are as many."""
         parts = -(-len(rows) // self.batch)
         for part in torch.tensor_split(torch.tensor(list(rows)), parts):
             yield self.take(encoder, part.tolist())
