@@ -24,7 +24,7 @@ def first_convolutions(encoder: Encoder, images: Tensor, number: int = 5) -> dic
     with torch.inference_mode(), listening(parts, lambda output: output.abs().mean(dim=1).float()) as found:
         encoder(images)
     if len(found) < number:
-        raise Unsuited(f"{encoder.spec.model} has {len(found)} convolution(s); {number} are shown, of CNNs")
+        raise Unsuited(f"{encoder.spec.model} is no CNN of {number} convolutions or more: it has {len(found)}")
     return dict(list(found.items())[:number])
 
 

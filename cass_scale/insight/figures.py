@@ -24,7 +24,7 @@ HEAT, CKA = "inferno", "magma"
 DPI = 130
 LETTER = 0.078  # inches, about, of the font above
 GAP = 0.06
-MARKERS = "os^DvP*X<>"
+MARKERS = "os^DvP*X<"  # nine beside ten colours: ninety pairs
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,11 @@ def scatters(
     """Points [N, 2], by row and column with a note, coloured by `groups` (int [N], numbers of `names`)."""
     columns = list(dict.fromkeys(name for line in panels.values() for name in line))
     left, legend = 0.35, 0.4 + LETTER * max(map(len, names), default=0) if len(names) > 1 else 0.0
-    width, height = left + len(columns) * (side + 0.12) + legend, 0.32 + len(panels) * (side + 0.34)
+    width = left + len(columns) * (side + 0.12) + legend
+    height = max(0.32 + len(panels) * (side + 0.42), 0.2 + 0.175 * len(names))
     figure = _figure(width, height)
     for number, (row, line) in enumerate(panels.items()):
-        bottom = height - 0.32 - (number + 1) * side - number * 0.34
+        bottom = height - 0.32 - (number + 1) * side - number * 0.42
         figure.text(0.12 / width, (bottom + side / 2) / height, row, rotation=90, ha="center", va="center")
         for name, found in line.items():
             if found is None:

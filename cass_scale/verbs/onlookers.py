@@ -63,9 +63,9 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
             f"against={folder} has the arms {', '.join(there)}, of which this run shows {', '.join(arms)}: none"
         )
     if missing := [arm for arm in arms if arm not in there]:
-        notes.append(f"{folder} has no arm {', '.join(missing)}.")
+        notes.append(f"The run in {folder} has no arm {', '.join(missing)}.")
     if collapse := Run(folder, "", record).collapse:
-        notes.append(f"{folder} collapsed in pretraining ({', '.join(one['arm'] for one in collapse)}).")
+        notes.append(f"The run in {folder} collapsed in pretraining ({', '.join(one['arm'] for one in collapse)}).")
     name = folder.resolve().name
     name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
     name = f"run {name}" if name in (THIS, INITIAL, RANDOM) else name

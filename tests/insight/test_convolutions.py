@@ -69,7 +69,7 @@ def test_transformers_are_refused(model: str) -> None:
     encoder, images = network(model, size=64), torch.rand(1, 3, 64, 64)
     with pytest.raises(Unsuited, match="tokens, not in maps"):
         grad_cam(encoder, images, lambda features: features.sum(dim=1))
-    with pytest.raises(Unsuited, match="has 1 convolution"):
+    with pytest.raises(Unsuited, match="no CNN of 5 convolutions or more: it has 1"):
         first_convolutions(encoder, images)
 
 
