@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT))
 from cass_scale.data.dali import DaliStream  # noqa: E402
 from cass_scale.data.folder import FolderStream  # noqa: E402
 from cass_scale.data.index import SUFFIX, Sample, ShardIndex  # noqa: E402
-from cass_scale.data.layouts import SHARDS  # noqa: E402
+from cass_scale.data.layouts import MANIFEST, SHARDS  # noqa: E402
 from cass_scale.data.manifest import Manifest  # noqa: E402
 from cass_scale.data.plan import Plan  # noqa: E402
-from cass_scale.data.shards import MANIFEST, shard_name, shards  # noqa: E402
+from cass_scale.data.shards import shard_name, shards  # noqa: E402
 from cass_scale.data.webdataset import WebDatasetStream  # noqa: E402
 from cass_scale.types import Batch, Stream  # noqa: E402
 
@@ -90,7 +90,8 @@ def make_shards(root: Path, manifest: Manifest, image: bytes) -> None:
         (root / f"{shard_name(number)}.tar").write_bytes(tar)
         index = ShardIndex(f"{shard_name(number)}.tar", len(tar), hashlib.sha256(tar).hexdigest(), samples)
         index.write(root / f"{shard_name(number)}{SUFFIX}")
-    (root / SHARDS).write_text(json.dumps({"shards": len(starts)}))
+    head = {"format": "webdataset", "shards": len(starts), "samples_per_shard": PER_SHARD}
+    (root / SHARDS).write_text(json.dumps(head))
 
 
 def make_plan(manifest: Manifest) -> Plan:

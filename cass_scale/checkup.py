@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from packaging.requirements import Requirement
 
+from cass_scale.errors import SYSTEM_PACKAGES
 from cass_scale.machine import cores as cores_by_affinity
 
 if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "sets", "report", "energy", "trackers", "cloud")
-SYSTEM_PACKAGES = {"ffcv": "libopencv-dev libturbojpeg0-dev pkg-config"}
+EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "wsi", "sets", "report", "energy", "trackers", "cloud")
 NETWORKS: dict[str, dict[str, Any]] = {"resnet10t": {}, "vit_tiny_patch16_224": {"img_size": 96}}
 MEND = {"torch_build": "pip install --upgrade torch torchvision   (the two of one release)"}
 MARKS = {True: "ok", None: "--", False: "NO"}

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.types import JSON, Call
-from cass_scale.words import flatten, literal_path
+from cass_scale.words import flatten, is_url, literal_path, redact
 
 VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working example)
     "pretrain": (
@@ -55,7 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "cass-scale split data.path=DIR out=clean.csv",
     ),
     "shard": (
-        "turn a set of images into WebDataset shards",
+        "turn a set of images into WebDataset shards, or a .beton of FFCV",
         "cass-scale shard source=DIR out=shards size=512",
     ),
     "bench": (
@@ -65,7 +65,7 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
     "doctor": ("check this machine and say what it lacks", "cass-scale doctor"),
 }
 
-OF_SHARDS = ("stream=webdataset", "stream=dali")
+OF_SHARDS = {"webdataset": ("stream=webdataset", "stream=dali"), "ffcv": ("stream=ffcv",)}  # what reads shards
 
 
 def config_dir() -> Path:
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
+    sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records it
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # rest: overrides behind an option, which argparse cannot place
     if flags := [word for word in rest if word.startswith("-")]:
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verb is None:
         parser.print_help()
         return EXIT_CONFIG
-    how = Call(shlex.join(["cass-scale", *arguments]), dry_run=options.dry_run, quiet=options.quiet, born=born)
+    how = Call(_command(arguments), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
         result = run_verb(options.verb, [*options.overrides, *rest], how)
     except (CassScaleError, OSError) as error:
@@ -104,8 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def call(verb: str, overrides: Sequence[str], keys: Mapping[str, Any]) -> JSON:
     """The Python twin: `overrides` as on the command line, `keys` nested dictionaries of the same names."""
     words = [*overrides, *flatten({k: v for k, v in keys.items() if k not in ("dry_run", "quiet")})]
-    flags = Call(shlex.join(["cass-scale", verb, *words]), bool(keys.get("dry_run")), bool(keys.get("quiet")))
+    flags = Call(_command([verb, *words]), bool(keys.get("dry_run")), bool(keys.get("quiet")))
     return run_verb(verb, words, flags)
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command line as records keep it."""
+    return shlex.join(["cass-scale", *map(redact, words)])
 
 
 def run_verb(verb: str, overrides: Sequence[str], flags: Call) -> JSON:
@@ -150,11 +156,16 @@ def compose_config(verb: str, words: Sequence[str]) -> JSON:
         plain = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).split("\n")[0]) from error
-    return {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    config = {str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {}
+    if is_url((config.get("data") or {}).get("path") or ""):
+        from cass_scale.data.remote import public
+
+        config["data"]["path"] = public(config["data"]["path"])
+    return config
 
 
 def _imply_source(verb: str, words: list[str]) -> list[str]:
-    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds tars, so that defaults give way unnamed."""
+    """`data.path=DIR` means `data=folder`, or `data=shards` where DIR holds some, so that defaults give way unnamed."""
     if verb == "shard":
         words = [f"data.path={word.removeprefix('source=')}" if word.startswith("source=") else word for word in words]
     if verb == "bench":
@@ -162,15 +173,19 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     given = [word.lstrip("+") for word in words]
     paths = [word.removeprefix("data.path=").strip("'\"") for word in given if word.startswith("data.path=")]
     named = {word.partition("=")[0]: word.partition("=")[2] for word in given if word.startswith(("data=", "stream="))}
-    implied = []
+    implied, kind = [], _shard_format(paths[0]) if paths else None
     if paths and "data" not in named:
-        from cass_scale.data.layouts import holds_shards  # decoders are loaded by verbs that need data
-
-        named["data"] = "shards" if holds_shards(paths[0]) else "folder"
+        named["data"] = "shards" if kind else "folder"
         implied.append(f"data={named['data']}")
     if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
-        implied.append("stream=webdataset")
+        implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
+
+
+def _shard_format(path: str) -> str | None:
+    from cass_scale.data.layouts import shard_format  # decoders are loaded by verbs that need data
+
+    return shard_format(path)
 
 
 def _compose(verb: str, lines: list[str]) -> DictConfig:
@@ -275,8 +290,12 @@ def _contradictions(overrides: list[Override]) -> list[str]:
     chosen, path = seen.get("data", "data=folder"), seen.get("data.path")
     if path and chosen in ("data=phantom", "data=digits"):
         problems.append(f"{chosen} contradicts {path}: embedded data have no path; drop one of the two")
-    if chosen == "data=shards" and seen.get("stream", "stream=webdataset") not in OF_SHARDS:
-        problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(OF_SHARDS)}")
+    if path and seen.get("data") == "data=folder" and is_url(path.partition("=")[2].strip("'\"")):
+        problems.append(f"data=folder cannot read {path}: a URL is that of shards; drop data=folder")
+    if chosen == "data=shards":
+        able = OF_SHARDS[_shard_format(path.partition("=")[2].strip("'\"")) or "webdataset" if path else "webdataset"]
+        if seen.get("stream", able[0]) not in able:
+            problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(able)}")
     return problems
 
 

@@ -54,8 +54,10 @@ def colour_matrix(factors: Tensor, mean: Tensor) -> Tensor:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 or float32 (0..1) images as new float32 in 0..1."""
+    """uint8, uint16 or float32 (0..1) images as new float32 in 0..1."""
     pixels = images.to(torch.float32, copy=True)
+    if images.dtype == torch.uint16:
+        return pixels.div_(65535)
     return pixels.mul_(1 / 255) if images.dtype == torch.uint8 else pixels
 
 

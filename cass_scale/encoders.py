@@ -68,10 +68,16 @@ class Encoder(nn.Module):
         """Images [B, 3, S, S] in [0, 1] as the body takes them."""
         return ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
+    def steady(self) -> Encoder:
+        """Its equal without dropout, stochastic depth or gradients: a teacher."""
+        args = {key: value for key, value in self.spec.args.items() if "drop" not in key}
+        twin = Encoder(replace(self.spec, args=args), self.image_size)
+        twin.load_state_dict(self.state_dict())
+        return twin.requires_grad_(False)
+
     def use_channels_last(self) -> None:
         """Lay a convolutional body out in channels_last order, which GPUs prefer; a Transformer stays as it is."""
-        config = get_pretrained_cfg(self.spec.model)
-        if config is None or not config.fixed_input_size:
+        if not is_transformer(self.spec.model):
             self.memory_format = torch.channels_last
             self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -93,6 +99,12 @@ class Encoder(nn.Module):
     def use_compile(self, mode: str) -> None:
         """Compile the body in place, its parameters' names unchanged; `reduce-overhead` uses CUDA graphs."""
         self.body.compile(mode=mode)
+
+
+def is_transformer(model: str) -> bool:
+    """Whether a timm model is built for one size of images."""
+    config = get_pretrained_cfg(model)
+    return config is not None and bool(config.fixed_input_size)
 
 
 def _normalisation(spec: ArmSpec) -> tuple[RGB, RGB]:
@@ -133,8 +145,7 @@ def _is_file(weights: str) -> bool:
 
 def _create(spec: ArmSpec, image_size: int) -> Any:
     args = dict(spec.args)
-    config = get_pretrained_cfg(spec.model)
-    if config is not None and config.fixed_input_size:
+    if is_transformer(spec.model):
         args.setdefault("img_size", image_size)
     try:
         return timm.create_model(spec.model, pretrained=False, num_classes=0, **args)
@@ -152,13 +163,7 @@ def check(name: str, spec: ArmSpec, image_size: int, folder: Path) -> list[str]:
         return [f"{arm}.model={spec.model}: timm has no such model{hint}"]
     if tag:
         return [f"{arm}.model={spec.model}: put the tag into weights: {arm}.model={bare} {arm}.weights={tag}"]
-    problems = []
-    patch = _patch_size(spec.model)
-    if image_size % patch:
-        low = max(patch, image_size // patch * patch)
-        problems.append(
-            f"arms.image_size={image_size}: {spec.model} has patches of {patch} px; use {low} or {low + patch}"
-        )
+    problems = check_size(spec, "arms.image_size", image_size)
     if _is_file(spec.weights):
         if not find_file(spec.weights, folder):
             problems.append(f"{arm}.weights={_absent(spec.weights, folder)}")
@@ -171,6 +176,17 @@ def check(name: str, spec: ArmSpec, image_size: int, folder: Path) -> list[str]:
     return problems
 
 
+def check_size(spec: ArmSpec, key: str, size: int, image_size: int | None = None) -> list[str]:
+    """What is wrong with images of `size` px, set by `key`, for a body built for `image_size` px (default: `size`)."""
+    patch = _patch_size(spec.model)
+    if size % patch:
+        low = max(patch, size // patch * patch)
+        return [f"{key}={size}: {spec.model} has patches of {patch} px; use {low} or {low + patch}"]
+    if size != (image_size or size) and is_transformer(spec.model) and not spec.args.get("dynamic_img_size"):
+        return [f"{key}={size}: {spec.model} is built for {image_size} px; use that, or args.dynamic_img_size=true"]
+    return []
+
+
 def _absent(weights: str, folder: Path) -> str:
     return (
         f"{weights}: no such file, here or in the weights folder {folder}; "
@@ -180,8 +196,7 @@ def _absent(weights: str, folder: Path) -> str:
 
 def _patch_size(model: str) -> int:
     parts = [p for p in model.split("_") if p.startswith("patch") and p[5:].isdigit()]
-    config = get_pretrained_cfg(model)
-    return int(parts[0][5:]) if parts and config is not None and config.fixed_input_size else 1
+    return int(parts[0][5:]) if parts and is_transformer(model) else 1
 
 
 def weights_dir() -> Path:

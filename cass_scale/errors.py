@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cass_scale.words import redact
+
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED = (
     0,
     1,
@@ -20,6 +22,9 @@ class CassScaleError(Exception):
 
     exit_code = EXIT_FAILED
 
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))  # here, so that no log and no record ever holds a password or token
+
 
 class ConfigError(CassScaleError):
     """One or more problems of the configuration, found before any device is touched."""
@@ -27,9 +32,9 @@ class ConfigError(CassScaleError):
     exit_code = EXIT_CONFIG
 
     def __init__(self, *problems: str) -> None:
-        self.problems = list(problems)
+        self.problems = [redact(problem) for problem in problems]
         head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{head} in the configuration:", *(f"  - {p}" for p in problems)]))
+        super().__init__("\n".join([f"{head} in the configuration:", *(f"  - {p}" for p in self.problems)]))
 
 
 class DataError(CassScaleError):
@@ -56,11 +61,14 @@ class Collapsed(CassScaleError):
     """`train.on_collapse=stop` met a collapse; the run's record holds the evidence."""
 
 
+SYSTEM_PACKAGES = {"ffcv": "libopencv-dev libturbojpeg0-dev pkg-config"}  # Debian's, by the extra that needs them
+
+
 class MissingExtra(ConfigError):
     """An optional package is not installed: names the extra, the pip line and the system packages."""
 
-    def __init__(self, package: str, extra: str, needed_for: str, system: str = "") -> None:
-        first = f" (first `apt-get install {system}`)" if system else ""
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        first = f" (first `apt-get install {SYSTEM_PACKAGES[extra]}`)" if extra in SYSTEM_PACKAGES else ""
         super().__init__(f"{needed_for} needs the package {package}: `pip install 'cass-scale[{extra}]'`{first}")
 
 

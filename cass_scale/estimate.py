@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from cass_scale.methods.base import Method
-from cass_scale.types import Batch, Progress
+from cass_scale.types import Batch, Progress, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,20 @@ class Estimate:
 
     flops_per_image: float
     parameters: int
-    memory_bytes: int  # weights, gradients, two Adam moments, saved activations; no allocator overhead
+    memory_bytes: int  # weights, of trained ones gradients and two Adam moments, saved activations; no allocator's
 
 
-def estimate(method: Method, image_size: int, micro_batch: int, views: int, activation_bytes: int) -> Estimate:
+def estimate(method: Method, views: ViewSpec, micro_batch: int, activation_bytes: int) -> Estimate:
     """Count the real step of `method`, whose parameters lie on the meta device.
+
+    The optimizer's and an EMA's own arithmetic is left out, as everywhere: it is linear in the parameters.
 
     activation_bytes: per element of what the forward pass keeps, 2 under 16-bit autocast.
     """
     probe = max(2, min(micro_batch, 8))  # activations grow linearly in the batch; BatchNorm needs two
-    images = torch.empty(probe, 3, image_size, image_size, device="meta")
-    batch = Batch(images, torch.zeros(probe, dtype=torch.int64, device="meta"))
+    crops = [torch.empty(probe, 3, size, size, device="meta") for size in views.sizes]
+    rows = torch.zeros(probe, dtype=torch.int64, device="meta")
+    batch = Batch(crops[0], rows, label=rows)
     own = {p.untyped_storage()._cdata for p in method.parameters()}
     saved: dict[int, float] = {}
     alive = []  # so that addresses stay distinct
@@ -43,8 +46,9 @@ def estimate(method: Method, image_size: int, micro_batch: int, views: int, acti
         return tensor
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = method([images] * views, batch, Progress(0, 0, 0, 1)).loss
+        loss = method(crops, batch, Progress(0, 0, 0, 1)).loss
         loss.backward()
     parameters = sum(p.numel() for p in method.parameters())
-    memory = 16 * parameters + sum(saved.values()) * micro_batch / probe
+    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    memory = 4 * parameters + 12 * trained + sum(saved.values()) * micro_batch / probe
     return Estimate(counter.get_total_flops() / probe, parameters, int(memory))

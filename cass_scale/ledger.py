@@ -38,6 +38,7 @@ class Todo:
     max_steps: int | None = None  # stops early; schedules still see the whole run
     accumulate: int = 1
     clip: float | None = None
+    clip_each: bool = False  # every tensor's gradient by its own norm, as DINO's authors do; else all by one
     clear_gradients: bool = True  # False: the authors' notebook, which never clears them
     log_every: int = 50
     observe_every: int = 50

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cass_scale.errors import ConfigError
+from cass_scale.schedule import Rates
 
 ALGORITHMS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -52,7 +53,7 @@ def build(
 ) -> torch.optim.Optimizer:
     """An optimizer over the method's parameter groups; a group's own `algorithm` wins over `name`.
 
-    Raises ConfigError for an unknown algorithm.
+    A group also says how its rates follow the schedule, see `set_rates`. Raises ConfigError for an unknown algorithm.
     """
     wanted = [group.get("algorithm") or name for group in groups]
     unknown = sorted(set(wanted) - set(ALGORITHMS))
@@ -69,11 +70,27 @@ def build(
     return parts[0] if len(parts) == 1 else PerArm(parts)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the scheduled rate times its own `lr_scale` (0 freezes, never clearing gradients)."""
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates, epoch: int) -> None:
+    """Give every group the scheduled rates times its own `lr_scale` and, where it has one, `decay_scale`.
+
+    A scale of 0 freezes, and so do `frozen_epochs`: the rate is 0 then. Gradients are never cleared for that, which
+    ZeRO would not see.
+    """
     for group in optimizer.param_groups:
-        rate = lr * group["lr_scale"]
+        lr = 0.0 if epoch < group.get("frozen_epochs", 0) else rates.lr * group["lr_scale"]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(lr)
         else:
-            group["lr"] = rate
+            group["lr"] = lr
+        group["weight_decay"] = rates.weight_decay * group.get("decay_scale", 1.0)
+
+
+@torch.no_grad()
+def clip_each_(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Shorten every gradient that is longer than `most`, each by its own norm; never waits for a device.
+
+    facebookresearch/dino @ 7c446df, utils.py, clip_gradients.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1.0)))

@@ -164,6 +164,7 @@ def _summary(run: Run, runs: list[Run]) -> JSON:
         "total_steps": record.get("total_steps"),
         "wall": total / 3600 if spans else None,
         "hours": run.part("device_hours"),
+        "flops": record.get("flops_per_image"),
         "speed": speeds[len(speeds) // 2] if speeds else None,
         "wait": spans.get("data", 0.0) / total if total else None,
         "memory": record.get("peak_memory_bytes"),

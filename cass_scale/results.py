@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cass_scale import records
 from cass_scale.errors import DataError
@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One protocol on one data set, for runs with the same arms, image size and seed."""
+    """One protocol on one data set, for runs with the same arms, or one of them, image size and seed."""
 
     protocol: str
     data: str
@@ -153,21 +153,34 @@ def _evaluations(folder: Path, notes: list[str]) -> Iterator[JSON]:
 
 
 def tables(runs: Iterable[Run]) -> list[Table]:
-    """Score tables of the finished runs, grouped so that the rows of a table may be compared."""
-    groups: dict[tuple[str, ...], list[tuple[Run, JSON]]] = defaultdict(list)
+    """Score tables of the finished runs, grouped so that the rows of a table may be compared.
+
+    A run that trained one arm alone stands beside those that trained it with another.
+    """
+    groups: dict[_Group, list[tuple[Run, JSON]]] = defaultdict(list)
     for run in runs:
         for evaluation in run.evaluations if run.done else []:
             groups[_group(run, evaluation)].append((run, evaluation))
+    for key in sorted(groups, key=lambda group: len(group.arms)):
+        wider = next((other for other in groups if other.same == key.same and other.arms > key.arms), None)
+        if wider:
+            groups[wider] += groups.pop(key)
     found = [_table(members) for members in groups.values()]
     order = list(PROTOCOLS)
     return sorted(found, key=lambda t: (t.data, order.index(t.protocol) if t.protocol in order else 9))
 
 
-def _group(run: Run, evaluation: JSON) -> tuple[str, ...]:
+class _Group(NamedTuple):
+    same: tuple[str, ...]
+    arms: frozenset[str]
+
+
+def _group(run: Run, evaluation: JSON) -> _Group:
     data = evaluation.get("data") or {}
     fixed = [evaluation.get(key) for key in ("protocol", "settings", "split", "n_train", "n_test", "seed")]
-    own = [sorted(run.part("arms").items()), run.record.get("image_size"), run.record.get("seed")]
-    return tuple(str(part) for part in [data.get("name"), data.get("fingerprint"), *fixed, *own])
+    own = [run.record.get("image_size"), run.record.get("seed")]
+    same = tuple(str(part) for part in [data.get("name"), data.get("fingerprint"), *fixed, *own])
+    return _Group(same, frozenset(map(str, run.part("arms").items())))
 
 
 def _table(members: list[tuple[Run, JSON]]) -> Table:

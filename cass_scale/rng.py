@@ -18,6 +18,7 @@ MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # Purposes: the last coordinate of the counter. Views use their own number 0, 1, 2, ...
 PLAN, SPLIT, NOISE, PHANTOM, SUBSET, TAIL = 1 << 20, 2 << 20, 3 << 20, 4 << 20, 5 << 20, 6 << 20
+FINISH = 7 << 20  # plus the view's number
 
 
 def _signed(value: int) -> int:

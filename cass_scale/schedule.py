@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cass_scale.errors import ConfigError
 from cass_scale.types import Progress
 
 Schedule = Callable[[Progress, float], float]
 KINDS = ("constant", "cosine", "cosine16")
+
+
+class Rates(NamedTuple):
+    """What an optimizer step is taken with; each parameter group scales them."""
+
+    lr: float
+    weight_decay: float
 
 
 def constant(fraction: float, *, warmup: float = 0.0, start: float = 0.0) -> float:

@@ -14,8 +14,9 @@ from cass_scale.average import Average
 from cass_scale.errors import Preempted
 from cass_scale.ledger import Ledger, Observe, Todo, Trainee
 from cass_scale.meter import Meter
-from cass_scale.optim import set_lr
+from cass_scale.optim import clip_each_, set_rates
 from cass_scale.run import Run
+from cass_scale.schedule import Rates
 from cass_scale.types import JSON, Batch, Progress, Stream, ViewSpec
 from cass_scale.views import make_views
 
@@ -29,7 +30,7 @@ def train(
     method: Method,
     stream: Stream,
     optimizer: torch.optim.Optimizer,
-    schedule: Callable[[Progress], float],
+    schedule: Callable[[Progress], Rates],
     views: ViewSpec,
     accelerator: Accelerator,
     todo: Todo,
@@ -58,13 +59,13 @@ def train(
             start = at.step % stream.steps_per_epoch
             batches = run.meter.wait("data", stream.epoch(at.epoch, start))
             for _ in range(start, min(stream.steps_per_epoch, start + last - at.step)):
-                rate = schedule(at)
-                set_lr(optimizer, rate)
+                rates = schedule(at)
+                set_rates(optimizer, rates, at.epoch)
                 means = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
                 stopping = stop.asked(accelerator.device)
-                ledger.step(at, rate, means, ending=stopping or at.step == last)
+                ledger.step(at, rates.lr, means, ending=stopping or at.step == last)
                 if stopping and at.step < last:
                     raise Preempted(f"{stop.name}: saved at step {at.step}; run the same command again to continue")
     if average and at.step == whole:
@@ -95,7 +96,10 @@ def update(
         for key, value in {"loss": out.loss.detach(), **out.metrics}.items():
             means[key] = means.get(key, 0.0) + value / todo.accumulate
     with meter("step"):
-        if todo.clip:
+        if todo.clip and todo.clip_each:
+            accelerator.unscale_gradients()
+            clip_each_(model.parameters(), todo.clip)
+        elif todo.clip:
             accelerator.clip_grad_norm_(model.parameters(), todo.clip)
         optimizer.step()
         if todo.clear_gradients:

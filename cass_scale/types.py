@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What every stream yields. The tensors lie on the training device; the caller owns their memory."""
 
-    images: Tensor  # uint8 [B, 3, H, W]; from 16-bit sources uint16 [B, 3, H, W]
+    images: Tensor  # uint8 [B, 3, H, W]; of a set of 16 bit uint16, its window stretched over 0..65535
     index: Tensor  # type: ignore[assignment]  # int64 [B]: row of the manifest, the same in every backend
     group: Tensor | None = None  # int64 [B]: patient or lesion
     label: Tensor | None = None  # int64 [B], or float32 [B, C] of 0/1 for multi-label; never read in pretraining
@@ -64,8 +64,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Blur:
+    """With probability `p` a Gaussian blur of U(sigma) pixels of the finished view."""
+
+    p: float
+    sigma: tuple[float, float] = (0.1, 2.0)
+    taps: int = 13  # of the kernel, odd; 13 reach 3 sigma to either side of sigma 2
+
+
+@dataclass(frozen=True)
 class Crop:
-    """`count` independent draws of one kind of view of `size` x `size` pixels."""
+    """`count` independent draws of one kind of view of `size` x `size` pixels.
+
+    After the stages come, each with its own probability: `grey`, the flips, `blur`, `solarise`.
+    """
 
     size: int
     count: int = 1
@@ -74,6 +86,9 @@ class Crop:
     stages: tuple[Stage, ...] = ()
     vflip: float = 0.0
     hflip: float = 0.0
+    grey: float = 0.0
+    blur: Blur | None = None
+    solarise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,12 @@ class ViewSpec:
 
     crops: tuple[Crop, ...]
     per_arm: Literal["shared", "own"] = "shared"  # the same views for both arms, or every crop anew for each
+    draws: Literal["image", "batch"] = "image"  # batch: one draw for all images of a micro-batch
 
     @property
-    def number(self) -> int:
-        """How many views one image becomes."""
-        return sum(crop.count for crop in self.crops) * (ARMS if self.per_arm == "own" else 1)
+    def sizes(self) -> list[int]:
+        """Sides in pixels of the views that one image becomes, in their order."""
+        return [crop.size for crop in self.crops for _ in range(crop.count)] * (ARMS if self.per_arm == "own" else 1)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cass_scale import rng
+from cass_scale import filters, rng
 from cass_scale.colour import colour_matrix, mean_luma, recolour, to_unit
-from cass_scale.types import ARMS, Crop, Jitter, Stage, ViewSpec
+from cass_scale.types import ARMS, Blur, Crop, Jitter, Stage, ViewSpec
 from cass_scale.warp import (
     crop_map,
     flip_map,
@@ -36,6 +36,7 @@ from cass_scale.warp import (
 TRIES = 10  # as torchvision's RandomResizedCrop
 AREA, ASPECT, LEFT, TOP, VFLIP, HFLIP = 0, TRIES, 20, 21, 22, 23
 CROP_DRAWS, STAGE_DRAWS = 24, 16
+GREY, BLUR, SIGMA, SOLARISE, FINISH_DRAWS = 0, 1, 2, 3, 4  # a table of its own
 # Columns within a stage's block. CORNERS are eight: x, y of top left, top right, bottom right, bottom left.
 APPLY, CHOOSE, BRIGHTNESS, CONTRAST, SATURATION, HUE, PERSPECTIVE, CORNERS, ANGLE = 0, 1, 2, 3, 4, 5, 6, 7, 15
 
@@ -48,17 +49,21 @@ class CropParams(NamedTuple):
 
     maps: Tensor  # float32 [B, 3, 3]: point of the output -> point of the source, see `warp`
     factors: Tensor  # float64 [B, 4]: products for brightness, contrast, saturation; sum for hue in turns
+    kernels: Tensor | None = None  # float32 [B, taps]: blur of the finished view
+    solarised: Tensor | None = None  # bool [B]
 
 
 @torch.no_grad()
 def make_views(images: Tensor, spec: ViewSpec, index: Tensor, *, seed: int, epoch: int) -> list[Tensor]:
-    """uint8 or uint16 `images` [B, 3, H, W] of sample ids `index` [B] -> `spec.number` views.
+    """uint8 or uint16 `images` [B, 3, H, W] of sample ids `index` [B] -> one view per entry of `spec.sizes`.
 
     Each view is float32 [B, 3, size, size] in 0..1, not normalised. Under `per_arm="own"` the first arm's
     views come first, and they are those of `per_arm="shared"`. A view depends on nothing but the image, seed,
-    epoch, id and view number. Raises TypeError or ValueError on another dtype or shape.
+    epoch, id (under `draws="batch"` the first one of the batch) and view number. Raises TypeError or ValueError
+    on another dtype or shape.
     """
     _check(images, index)
+    index = index[:1].expand_as(index) if spec.draws == "batch" else index
     crops = [(crop, _prepare(images, crop)) for crop in spec.crops]
     aspect = images.shape[3] / images.shape[2]
     views: list[Tensor] = []
@@ -93,7 +98,11 @@ def sample_crop(crop: Crop, index: Tensor, *, seed: int, epoch: int, view: int, 
             colours = _jitter(stage.jitter, draws, recolour, colours)
         maps = maps @ _distortion(stage, draws, distort, crop.size)
     maps = maps @ flip_map(u[:, VFLIP] < crop.vflip, u[:, HFLIP] < crop.hflip)
-    return CropParams((maps / maps[:, 2:, 2:]).float(), torch.stack(colours, 1))
+    finish = rng.uniform(seed, epoch, index, rng.FINISH + view, FINISH_DRAWS).double()
+    colours[2] = torch.where(finish[:, GREY] < crop.grey, 0.0, colours[2])
+    kernels = _kernels(crop.blur, finish) if crop.blur else None
+    solarised = finish[:, SOLARISE] < crop.solarise if crop.solarise else None
+    return CropParams((maps / maps[:, 2:, 2:]).float(), torch.stack(colours, 1), kernels, solarised)
 
 
 def _box(crop: Crop, u: Tensor, aspect: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -131,6 +140,12 @@ def _jitter(jitter: Jitter, draws: Tensor, on: Tensor, colours: list[Tensor]) ->
     return [c * f for c, f in zip(colours, factors, strict=False)] + [colours[3] + turns]
 
 
+def _kernels(blur: Blur, finish: Tensor) -> Tensor:
+    low, high = blur.sigma
+    sigma = torch.where(finish[:, BLUR] < blur.p, low + (high - low) * finish[:, SIGMA], 0.0)
+    return filters.gaussian_kernels(blur, sigma)
+
+
 def _distortion(stage: Stage, draws: Tensor, on: Tensor, size: int) -> Tensor:
     """Perspective, then rotation; exactly the identity for samples [B] that are not `on`."""
     maps = torch.eye(3, dtype=draws.dtype, device=draws.device).repeat(len(draws), 1, 1)
@@ -150,8 +165,20 @@ def apply_crop(images: Tensor, params: CropParams, size: int) -> Tensor:
 
     Colour comes first, so that borders stay black. At the same size, flips and the identity are exact copies.
     """
-    apply = _apply_by_kind if images.device.type == "cpu" else _apply_to_all
-    return apply(images, params, size)
+    if images.device.type == "cpu":
+        views = _apply_by_kind(images, params, size)
+        views = views if params.kernels is None else _blur_some_(views, params.kernels)
+    else:
+        views = _apply_to_all(images, params, size)
+        views = views if params.kernels is None else filters.convolve(views, params.kernels)
+    return views if params.solarised is None else filters.solarise(views, params.solarised)
+
+
+def _blur_some_(views: Tensor, kernels: Tensor) -> Tensor:
+    """`filters.convolve` in place, with the same bits: rows that it would change, in blocks that stay in the cache."""
+    for rows in ((kernels > 0).sum(1) > 1).nonzero()[:, 0].split(max(1, BLOCK_PIXELS // views.shape[2] ** 2)):
+        views.index_copy_(0, rows, filters.convolve(views.index_select(0, rows), kernels[rows]))
+    return views
 
 
 def _apply_to_all(images: Tensor, params: CropParams, size: int) -> Tensor:
@@ -198,7 +225,7 @@ def _apply_kind(
 def _prepare(images: Tensor, crop: Crop) -> Tensor:
     """uint16 as float32 in 0..1; a large source so small that a middle crop meets `size` pixel for pixel."""
     if images.dtype == torch.uint16:
-        images = images.float() / 65535
+        images = to_unit(images)
     middle = (crop.scale[0] * crop.scale[1]) ** 0.25  # side of the crop of geometric mean area
     goal = round(crop.size / middle)
     height, width = (goal if n > SHRINK_ABOVE * goal else n for n in images.shape[2:])
@@ -210,10 +237,13 @@ def problems(spec: ViewSpec) -> list[str]:
     found = [] if spec.crops else ["views.crops is empty; give at least one crop"]
     if spec.per_arm not in ("shared", "own"):
         found.append(f"views.per_arm={spec.per_arm}: choose shared or own")
+    if spec.draws not in ("image", "batch"):
+        found.append(f"views.draws={spec.draws}: choose image or batch")
     for i, crop in enumerate(spec.crops):
         key = f"views.crops[{i}]"
         found += _outside(key, 1, math.inf, size=crop.size, count=crop.count)
-        found += _outside(key, 0, 1, vflip=crop.vflip, hflip=crop.hflip)
+        found += _outside(key, 0, 1, vflip=crop.vflip, hflip=crop.hflip, grey=crop.grey, solarise=crop.solarise)
+        found += _blur_problems(f"{key}.blur", crop.blur, crop.size) if crop.blur else []
         if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
             found.append(f"{key}.scale={list(crop.scale)}: give two areas with 0 < first <= second <= 1")
         if not 0 < crop.ratio[0] <= crop.ratio[1]:
@@ -232,6 +262,15 @@ def _stage_problems(key: str, stage: Stage) -> list[str]:
     if jitter := stage.jitter:
         widths = {name: value for name, value in vars(jitter).items() if name != "hue"}
         found += _outside(f"{key}.jitter", 0, math.inf, **widths) + _outside(f"{key}.jitter", 0, 0.5, hue=jitter.hue)
+    return found
+
+
+def _blur_problems(key: str, blur: Blur, size: int) -> list[str]:
+    found = _outside(key, 0, 1, p=blur.p)
+    if not 0 < blur.sigma[0] <= blur.sigma[1]:
+        found.append(f"{key}.sigma={list(blur.sigma)}: give two widths in pixels with 0 < first <= second")
+    if blur.taps % 2 == 0 or not 1 <= blur.taps < 2 * size:
+        found.append(f"{key}.taps={blur.taps}: give an odd number from 1 to {2 * size - 1}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Overrides as text: Python values written as hydra reads them, and paths that need no quotes."""
+"""Overrides as text: Python values written as hydra reads them, paths that need no quotes, URLs without secrets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 PATH_KEYS = re.compile(
     r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|images|against|arms\.\w+\.weights))=(.*)", re.DOTALL
 )
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
 PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes
 
 
@@ -66,3 +67,13 @@ def _is_number_or_bool(text: str) -> bool:
     except ValueError:
         return text.lower() in ("true", "false", "null")
     return True
+
+
+def is_url(text: str | os.PathLike[str]) -> bool:
+    """Whether a path names a place that is not a folder here."""
+    return URL.match(os.fspath(text)) is not None
+
+
+def redact(text: str) -> str:
+    """`text` without user, password and query in its URLs: they may be secrets."""
+    return URL.sub(r"\1\2", text)

@@ -16,6 +16,8 @@ os.environ["CASS_SCALE_CACHE"] = CACHE
 
 import pytest  # noqa: E402
 
+from cass_scale.data import remote  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,6 +28,23 @@ def shared() -> Path:
     if not (place / "data").is_dir():
         pytest.skip("needs ../shared (or CASS_SCALE_SHARED)")
     return place.resolve()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that no other test fills."""
+    monkeypatch.setenv("CASS_SCALE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses between attempts, and the file systems of other tests are forgotten."""
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(remote, "PATIENCE", 20.0)
+    monkeypatch.setattr(remote, "AT_FIRST", 20.0)
+    remote._system.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,8 +39,7 @@ def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.Mo
     config = compose_config("pretrain", [f"{leaf.parent.name}={leaf.stem}"])
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    specs = settings.arm_specs(config)
-    settings.check_arms(specs, config["arms"]["image_size"], problems)
+    specs = settings.check_arms(config, problems)
     assert problems.found == []
     assert len(specs) == 2
     assert isinstance(build(config["views"]), ViewSpec)
@@ -143,7 +142,7 @@ def test_values_of_the_small_verbs_are_checked(words: list[str], capsys: pytest.
         (["arms.cnn.weights=nowhere.safetensors"], "no such file"),
         (["arms.image_size=100"], "patches of 16 px; use 96 or 112"),
         (["arms.cnn.optimizer=lion"], "adam, adamw or sgd"),
-        (["arms.vit.outputs=10"], "outputs of one width"),
+        (["arm=rnn"], "arm=rnn: arms has cnn, vit"),
         (["arms.cnn.outputs=0"], "arms.cnn.outputs=0: a whole number"),
         (["arms.cnn.mean=3"], "arms.cnn.mean=3: a list of 3 numbers"),
         (["arms.cnn.args=3"], "arms.cnn.args=3: a section"),
@@ -153,7 +152,7 @@ def test_values_of_the_small_verbs_are_checked(words: list[str], capsys: pytest.
 def test_arms(words: list[str], expected: str) -> None:
     problems = Problems()
     config = compose_config("pretrain", words)
-    settings.check_arms(settings.arm_specs(config), config["arms"]["image_size"], problems)
+    settings.check_arms(config, problems)
     assert expected in "\n".join(problems.found)
 
 

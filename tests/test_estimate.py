@@ -11,7 +11,7 @@ from cass_scale.encoders import ArmSpec
 from cass_scale.estimate import Estimate, estimate
 from cass_scale.methods.base import Method
 from cass_scale.methods.cass import CASS
-from cass_scale.types import Batch, Progress, StepOutput
+from cass_scale.types import Batch, Crop, Progress, StepOutput, ViewSpec
 
 
 class ByHand(Method):
@@ -26,6 +26,10 @@ class ByHand(Method):
         return StepOutput(torch.as_tensor(loss), {})
 
 
+def shared(size: int, count: int = 1) -> ViewSpec:
+    return ViewSpec((Crop(size, count),))
+
+
 def pair(cnn: str, vit: str, size: int, objective: str = "cosine", **keys: object) -> CASS:
     with torch.device("meta"):
         names = {"a": cnn, "b": vit}
@@ -37,7 +41,7 @@ def pair(cnn: str, vit: str, size: int, objective: str = "cosine", **keys: objec
 @pytest.mark.parametrize("width", [2, 4])
 def test_a_small_step_equals_the_count_by_hand(micro_batch: int, width: int) -> None:
     with torch.device("meta"):
-        cost = estimate(ByHand(), 2, micro_batch, 1, width)
+        cost = estimate(ByHand(), shared(2), micro_batch, width)
     forward, weight_gradients, input_gradient = 12 * 8 + 8 * 5, 12 * 8 + 8 * 5, 8 * 5
     kept = 12 + 8  # the input, and the ReLU's result, which it shares with the next map
     parameters = 12 * 8 + 8 * 5
@@ -48,12 +52,12 @@ def test_a_small_step_equals_the_count_by_hand(micro_batch: int, width: int) -> 
 
 def test_every_view_counts() -> None:
     with torch.device("meta"):
-        one, two = (estimate(ByHand(), 2, 4, views, 4) for views in (1, 2))
+        one, two = (estimate(ByHand(), shared(2, count), 4, 4) for count in (1, 2))
     assert two.flops_per_image == 2 * one.flops_per_image
 
 
 def test_the_papers_pair_costs_what_the_literature_says() -> None:
-    cost = estimate(pair("resnet50", "vit_base_patch16_384", 384), 384, 2, 1, 4)
+    cost = estimate(pair("resnet50", "vit_base_patch16_384", 384), shared(384), 2, 4)
     # Forward 12.0 GMAC of ResNet-50 and 55.5 of ViT-B/16 at 384 px, three times that with backward.
     assert cost.flops_per_image == pytest.approx(2 * 203e9, rel=0.03)
     assert cost.parameters == pytest.approx(25.56e6 + 86.86e6, rel=1e-3)
@@ -63,7 +67,7 @@ def test_memory_is_linear_in_the_batch_and_halves_its_activations_in_16_bit() ->
     method = pair("resnet10t", "vit_tiny_patch16_224", 64)
 
     def memory(micro_batch: int, width: int = 4) -> int:
-        return estimate(method, 64, micro_batch, 1, width).memory_bytes
+        return estimate(method, shared(64), micro_batch, width).memory_bytes
 
     fixed = 16 * sum(p.numel() for p in method.parameters())
     eight = memory(8) - fixed
@@ -76,7 +80,7 @@ def test_memory_is_linear_in_the_batch_and_halves_its_activations_in_16_bit() ->
 @pytest.mark.parametrize("objective", ["cosine", "infonce", "vicreg", "barlow", "sinkhorn"])
 def test_every_objective_can_be_estimated(objective: str) -> None:
     method = pair("resnet10t", "vit_tiny_patch16_224", 32, objective, noise_rule=True, projection=16)
-    cost = estimate(method, 32, 4, 2, 4)
+    cost = estimate(method, shared(32, 2), 4, 4)
     assert isinstance(cost, Estimate)
     assert cost.flops_per_image > 0
     assert all(p.is_meta for p in method.parameters())
@@ -86,4 +90,4 @@ def test_every_objective_can_be_estimated(objective: str) -> None:
     ("one", "other"), [("densenet121", "efficientnet_b0"), ("swin_tiny_patch4_window7_224", "convnext_atto")]
 )
 def test_other_pairs_can_be_estimated(one: str, other: str) -> None:
-    assert estimate(pair(one, other, 64), 64, 2, 1, 4).flops_per_image > 1e9
+    assert estimate(pair(one, other, 64), shared(64), 2, 4).flops_per_image > 1e9

@@ -16,7 +16,8 @@ import cass_scale
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
     "types errors words dist rng machine",
-    "losses views warp colour encoders schedule precision meter checkpoint records monitor console optim methods.base",
+    "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim "
+    "methods.base",
     "methods data average results charts choice page samples estimate run selftest evidence",
     "ledger train evaluation insight study checkup",
     "cli verbs measure __init__ __main__",
@@ -29,11 +30,15 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "accelerate": {"cli", "verbs.wire", "train", "checkpoint"},
     "webdataset": None,
     "ffcv": None,
+    "fsspec": None,
     "nvidia": None,
     "deepspeed": None,
     "h5py": None,
     "medmnist": None,
     "umap": None,
+    "pydicom": None,
+    "nibabel": None,
+    "openslide": None,
 }
 WITHOUT_TORCH = ("types", "errors", "records", "results", "charts", "choice", "page", "cli", "words", "checkup")
 

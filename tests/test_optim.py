@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cass_scale import optim
 from cass_scale.errors import ConfigError
+from cass_scale.schedule import Rates
 
 KEYS: dict[str, Any] = {"name": "adam", "lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "fused": True}
 PAIRS = [("adam", "sgd"), ("sgd", "adam"), ("adamw", "sgd"), ("adam", None), (None, None), ("sgd", "sgd")]
@@ -53,7 +54,7 @@ def test_steps_equal_two_separate_torch_optimizers(algorithms: tuple[str | None,
             separate.append(kind(module.parameters(), lr=1e-3, weight_decay=0.1))
     for number in range(12):
         rate = 1e-3 * (number % 4 + 1)
-        optim.set_lr(one, rate)
+        optim.set_rates(one, Rates(rate, 0.1), 0)
         for each in separate:
             each.param_groups[0]["lr"] = rate
         step(ours, [one], number)
@@ -80,7 +81,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(algorithms: tuple[str, str]) -
     again.load_state_dict(state["optimizer"])
     for number in range(3, 6):
         for optimizer in (straight, again):
-            optim.set_lr(optimizer, 2e-3 * number)
+            optim.set_rates(optimizer, Rates(2e-3 * number, 0.1), 0)
         step(whole, [straight], number)
         step(resumed, [again], number)
     assert torch.equal(weights(whole), weights(resumed))
@@ -92,11 +93,11 @@ def test_the_rate_reaches_the_groups_of_both_parts(restored: bool) -> None:
     one = optim.build(groups(modules, ("adam", "sgd")), **KEYS)
     if restored:  # torch's load_state_dict makes new groups
         one.load_state_dict(one.state_dict())
-    optim.set_lr(one, 0.0)
+    optim.set_rates(one, Rates(0.0, 0.1), 0)
     before = weights(modules)
     step(modules, [one], 0)
     assert torch.equal(weights(modules), before)
-    optim.set_lr(one, 0.1)
+    optim.set_rates(one, Rates(0.1, 0.1), 0)
     step(modules, [one], 1)
     assert not any(torch.equal(weights([now]), weights([was])) for now, was in zip(modules, two(), strict=True))
 
@@ -108,7 +109,7 @@ def test_a_group_of_scale_0_does_not_move_under_weight_decay_or_momentum(algorit
     one = optim.build([frozen | {"lr_scale": 0.0}, free], **KEYS)
     before = weights(modules[:1]), weights(modules[1:])
     for number in range(4):
-        optim.set_lr(one, 0.1)
+        optim.set_rates(one, Rates(0.1, 0.1), 0)
         step(modules, [one], number)
     assert torch.equal(weights(modules[:1]), before[0])
     assert not torch.equal(weights(modules[1:]), before[1])
@@ -118,7 +119,7 @@ def test_a_rate_held_in_a_tensor_is_filled_not_replaced() -> None:
     modules = two()
     one = torch.optim.Adam(groups(modules, (None, None), scale=0.5), lr=torch.tensor(1.0))
     rate = one.param_groups[0]["lr"]
-    optim.set_lr(one, 0.3)
+    optim.set_rates(one, Rates(0.3, 0.1), 0)
     assert one.param_groups[0]["lr"] is rate
     assert rate.item() == pytest.approx(0.15)
 

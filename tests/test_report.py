@@ -16,7 +16,7 @@ from cass_scale import records
 from cass_scale.charts import Line, _thin
 from cass_scale.errors import ConfigError, DataError, MissingExtra
 from cass_scale.page import report
-from tests.fake_runs import DATA, Page, add_run, add_scores, demo, page_of, scores, squeezed
+from tests.fake_runs import ARMS, DATA, Page, add_run, add_scores, demo, page_of, scores, squeezed
 
 
 @pytest.fixture
@@ -85,6 +85,17 @@ def test_null_control_of_another_seed_is_not_used(tmp_path: Path) -> None:
     assert "+0.700" not in html
     assert "No null control for a, cnn" in squeezed(page)
     assert len([t for t in page.tables if t[0][0].strip() == "Encoder"]) == 2
+
+
+def test_a_run_of_one_arm_stands_beside_those_that_trained_it_with_another(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    add_scores(add_run(runs, "a", "dino", arms={"vit": ARMS["vit"]}, flops_per_image=434e9), {"vit": (0.8, 0.8, 0.8)})
+    add_scores(add_run(runs, "b", "dino", arms={"vit": {"model": "other"}}), {"vit": (0.7, 0.7, 0.7)})
+    add_scores(add_run(runs, "n", "cass_null"), {"cnn": (0.1, 0.1, 0.1), "vit": (0.3, 0.3, 0.3)})
+    page, html = page_of(runs)
+    assert "+0.500" in html and "+0.400" not in html
+    assert "No null control for b, vit" in squeezed(page) and "No null control for a" not in squeezed(page)
+    assert "434 GFLOP each" in squeezed(page)
 
 
 def test_each_run_tells_how_to_repeat_it(demo_page: tuple[Page, str]) -> None:

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from cass_scale import records
+from cass_scale import records, shard
 
 WORDS = (
-    "arms.image_size=32", "train.batch_size=8", "train.epochs=8", "train.save_every=2", "train.log_every=1",
+    "arms.image_size=32", "train.batch_size=8", "train.epochs=5", "train.save_every=2", "train.log_every=1",
     "monitor.every=3", "monitor.images=8", "stream.workers=0", "train.device=cpu",
 )  # fmt: skip
 VARIANTS = {
@@ -105,6 +105,23 @@ def test_killed_at_random_points_ends_with_the_same_bits(method: str, images: Pa
     record = records.read(broken)
     assert record["status"] == "done"
     assert record["device_hours"]["total"] > 0 and record["spans"]["lost"] >= 0, "work that was lost is billed"
+
+
+@pytest.mark.shared
+def test_real_shards_killed_in_an_epoch_and_resumed_with_other_workers(shared: Path, tmp_path: Path) -> None:
+    """And uninterrupted they end with the weights of the folder that they were made of."""
+    source, shards = shared / "data" / "skin_isic2017", tmp_path / "shards"
+    shard(f"source={source}", f"out={shards}", "size=null", quiet=True)
+    words = ("train.precision=fp32", "train.max_steps=12", "stream.cache_bytes=0")
+    finish(source, tmp_path / "folder", "cass_contrast", *words)
+    broken = tmp_path / "broken"
+    process = start(shards, broken, "cass_contrast", *words, "stream.workers=2")
+    wait_for_step(broken, 5, process)
+    process.kill()
+    process.wait()
+    assert records.read(broken)["status"] == "running", "it was killed before it ended"
+    finish(shards, broken, "cass_contrast", *words, "stream.workers=1")
+    same_weights(tmp_path / "folder", broken)
 
 
 def test_sigterm_saves_within_a_step_and_exits_75(images: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,44 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(tmp_path: Path) -> None:
     assert not list(out.glob(".shard-*"))
     assert shard(f"source={tmp_path / 'images'}", f"out={out}", *words, quiet=True)["made"] == 1
     assert len(shards(out)) == 8
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_somebody_else_fills_up(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There was room when the conversion began."""
+    fill(tmp_path / "images", *(f"{i:02d}.png" for i in range(40)), side=120)
+    words = [f"source={tmp_path / 'images'}", "size=null", "samples_per_shard=10", "workers=1"]
+    plain, done = verb.Watch.__call__, iter(range(1, 99))
+
+    def watch(self: verb.Watch) -> None:
+        plain(self)
+        if next(done) == 25:
+            with open(small_disk / "other", "wb", buffering=0) as f, contextlib.suppress(OSError):
+                while f.write(bytes(4096)):
+                    pass
+
+    monkeypatch.setattr(verb.Watch, "__call__", watch)
+    assert main(["shard", *words, f"out={small_disk / 'out'}"]) == 3
+    assert "No space left on device; finished shards are kept: mend that" in capsys.readouterr().err
+    kept = {p: p.stat().st_mtime_ns for p in (small_disk / "out").glob("*.index")}
+    assert len(kept) == 2 and not list((small_disk / "out").glob(".shard-*"))
+    (small_disk / "other").unlink()
+    assert shard(*words, f"out={small_disk / 'out'}", quiet=True)["made"] == 2
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "a finished shard was made again"
+    shard(*words, f"out={tmp_path / 'whole'}", quiet=True)
+    assert contents(small_disk / "out") == contents(tmp_path / "whole")
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(

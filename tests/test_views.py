@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from cass_scale.colour import mean_luma
-from cass_scale.types import Crop, Jitter, Stage, ViewSpec
+from cass_scale.types import Blur, Crop, Jitter, Stage, ViewSpec
 from cass_scale.views import apply_crop, make_views, problems, sample_crop
 from tests.reference.views import OFFICIAL, J, noise, smooth
 
@@ -23,7 +23,8 @@ LEAVES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def leaf(name: str, size: int = 48, **changes: object) -> ViewSpec:
-    config = OmegaConf.create({"arms": {"image_size": size}, "views": OmegaConf.load(CONFIGS / f"{name}.yaml")})
+    sizes = {"image_size": size, "global_size": size, "local_size": size}
+    config = OmegaConf.create({"arms": sizes, "views": OmegaConf.load(CONFIGS / f"{name}.yaml")})
     config.views.update(changes)
     return instantiate(config.views)
 
@@ -152,7 +153,7 @@ EVERYTHING = ViewSpec(
             hflip=0.5,
         ),
         replace(OFFICIAL, count=2),
-        replace(OFFICIAL, size=61),
+        replace(OFFICIAL, size=61, grey=0.3, blur=Blur(0.6), solarise=0.3),
     ),
 )
 
@@ -194,7 +195,7 @@ def test_epoch_seed_and_view_number_change_the_view() -> None:
 def test_per_arm_own_draws_anew_for_the_second_arm() -> None:
     images, index = noise(16), torch.arange(16)
     shared, own = leaf("strong"), leaf("strong", per_arm="own")
-    assert (shared.number, own.number) == (1, 2)
+    assert (shared.sizes, own.sizes) == ([48], [48, 48])
     (view,) = make_views(images, shared, index, seed=0, epoch=0)
     first, second = make_views(images, own, index, seed=0, epoch=0)
     assert torch.equal(view, first)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cass_scale.data.ahead import in_order, threads
-from cass_scale.data.decode import BadImage, decode, plain
+from cass_scale.data.decode import BadImage, decode, unambiguous
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.stream import Fields, gone_bad
-from cass_scale.data.webdataset import source_of
+from cass_scale.data.webdataset import REMOTE_CACHE_BYTES, source_of
 from cass_scale.errors import DataError, MissingExtra
 from cass_scale.types import Batch
 
@@ -47,11 +47,12 @@ class DaliStream:
         workers: int,
         device: torch.device | str,
         with_labels: bool = False,
+        remote_cache_bytes: int = REMOTE_CACHE_BYTES,
     ) -> None:
         require()
         self.batch_size, self.steps_per_epoch = plan.batch_size, plan.steps_per_epoch
         self.device = torch.device(device)
-        self.source = source_of(manifest)
+        self.source = source_of(manifest, remote_cache_bytes)
         self._fields = Fields(manifest, with_labels, self.device)
         self.provides = self._fields.provides
         self._plan, self._lengths, self._size, self._threads = plan, manifest.sizes, size, max(1, workers)
@@ -89,7 +90,7 @@ class DaliStream:
             except BadImage as error:
                 raise DataError(gone_bad(self.source, row, error)) from error
             # Of an image that was cut off since, nvJPEG would make a picture.
-            if len(data) == self._lengths[row] and plain(data):
+            if len(data) == self._lengths[row] and unambiguous(data):
                 read.encoded[place] = data
             else:
                 read.images[place] = self._ours(row, data)

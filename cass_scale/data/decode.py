@@ -1,4 +1,4 @@
-"""One image file -> uint8 [H, W, 3]. Pillow first; tifffile and torchvision for what it cannot keep."""
+"""One image file -> uint8 or uint16 [H, W, 3]. Pillow first; tifffile, torchvision, pydicom for what it cannot keep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch.nn.functional import interpolate
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+DICOM_EXTENSIONS = (".dcm", ".dicom")
+DICOM_MAGIC = b"DICM"  # at byte 128
+PAGES = "a multi-page TIFF"
 MAX_PIXELS = 2 * 89_478_485  # where Pillow itself refuses (a decompression bomb); about 13,400 x 13,400
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -29,7 +33,10 @@ BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # TIFF tags
 # Between half of MAX_PIXELS and MAX_PIXELS Pillow only warns; our own limit decides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]  # [H, W, 3]
+Deep = NDArray[np.uint16]  # [H, W] or [H, W, 3]
+Opened = Image.Image | Deep  # RGB, or what has more than 8 bits per channel
+DEEPEST = 65535
 
 
 class BadImage(Exception):
@@ -57,22 +64,22 @@ def decode(data: bytes, size: int | None) -> Pixels:
     to 0..255, all channels by the same window. A JPEG at least twice as large as `size` is decoded at 1/2,
     1/4 or 1/8. Raises BadImage.
     """
-    with _told(data):
-        return _squash(_open(data, size), size)
+    with told():
+        return shallow(_open(data, size), size)
 
 
-def plain(data: bytes) -> bool:
+def unambiguous(data: bytes) -> bool:
     """Whether any decoder makes the same picture of these bytes, up to rounding; judged by headers, in microseconds.
 
     True for one upright image of 8 bits: a grey or YCbCr JPEG, or a grey or RGB PNG without transparency.
     """
     try:
-        return _plain_png(data) if data.startswith(PNG_MAGIC) else _plain_jpeg(data)
+        return _unambiguous_png(data) if data.startswith(PNG_MAGIC) else _unambiguous_jpeg(data)
     except Exception:  # decode says what is wrong with it
         return False
 
 
-def _plain_jpeg(data: bytes) -> bool:
+def _unambiguous_jpeg(data: bytes) -> bool:
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     if not isinstance(image, JpegImageFile) or image.format != "JPEG" or image.width * image.height > MAX_PIXELS:
         return False  # MPO: several images
@@ -82,7 +89,7 @@ def _plain_jpeg(data: bytes) -> bool:
     return (ycbcr or image.mode == "L") and image.getexif().get(ORIENTATION, 1) == 1
 
 
-def _plain_png(data: bytes) -> bool:
+def _unambiguous_png(data: bytes) -> bool:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     odd = (b"tRNS", b"acTL", b"eXIf")
     at = len(PNG_MAGIC)
@@ -94,17 +101,43 @@ def _plain_png(data: bytes) -> bool:
     return depth == 8 and colour in (0, 2) and width * height <= MAX_PIXELS
 
 
-def load(data: bytes, size: int | None) -> Image.Image:
-    """RGB, upright, not squashed: a JPEG at least twice as large as `size` comes smaller. Raises BadImage."""
-    with _told(data):
+def decode_deep(data: bytes, size: int | None) -> Deep:
+    """`decode`, with 16 bits kept and not windowed: uint16 [H, W, 3]. Raises BadImage.
+
+    Signed 16 bit is shifted by 32768; floats and 32 bit fill 0..65535 from the image's own min..max.
+    """
+    with told():
+        opened = _open(data, size)
+        if isinstance(opened, Image.Image):
+            return _squash(opened, size) * np.uint16(257)
+        deep = opened if size is None else resize_deep(opened, (size, size))
+        return np.stack([deep] * 3, -1) if deep.ndim == 2 else np.ascontiguousarray(deep)
+
+
+def load(data: bytes, size: int | None) -> Opened:
+    """Upright, not squashed: a JPEG at least twice as large as `size` comes smaller. Raises BadImage."""
+    with told():
         return _open(data, size)
 
 
+def shallow(opened: Opened, size: int | None) -> Pixels:
+    """What `load` gave as uint8 [H, W, 3], or squashed to [size, size, 3]."""
+    return _squash(opened if isinstance(opened, Image.Image) else _window(opened), size)
+
+
+def resize_deep(pixels: Deep, size: tuple[int, int]) -> Deep:
+    """To (width, height), by the filter that 8 bit gets."""
+    if size == pixels.shape[1::-1]:
+        return pixels
+    if pixels.ndim == 3:
+        return np.stack([resize_deep(pixels[..., i], size) for i in range(pixels.shape[2])], -1)
+    plane = Image.fromarray(pixels.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(plane).round().astype(np.uint16)
+
+
 @contextlib.contextmanager
-def _told(data: bytes) -> Iterator[None]:
+def told() -> Iterator[None]:
     """Whatever decoding raises becomes a BadImage that says why."""
-    if not data:
-        raise BadImage("zero bytes long")
     try:
         yield
     except BadImage:
@@ -113,6 +146,9 @@ def _told(data: bytes) -> Iterator[None]:
         raise BadImage(f"over {MAX_PIXELS} pixels, refused before decoding") from error
     except MemoryError as error:
         raise BadImage("does not fit into memory") from error
+    except ImportError as error:
+        extra = "wsi" if "openslide" in str(error).lower() else "medical"
+        raise BadImage(f"{error}: `pip install 'cass-scale[{extra}]'`") from error
     except Exception as error:  # decoders raise whatever they like on broken bytes
         raise BadImage(f"cannot be decoded: {error}") from error
 
@@ -130,20 +166,29 @@ def _squash(image: Image.Image, size: int | None) -> Pixels:
     return pixels if size is None or image.size == (size, size) else resize(pixels, size, size)
 
 
-def _open(data: bytes, size: int | None) -> Image.Image:
-    """The RGB image of one file, upright."""
+def is_dicom(data: bytes) -> bool:
+    """By the magic behind the preamble, or by the first group where an old writer left both out."""
+    return data[128:132] == DICOM_MAGIC or data[:2] in (b"\2\0", b"\x08\0")
+
+
+def _open(data: bytes, size: int | None) -> Opened:
+    """The image of one file, upright."""
+    if not data:
+        raise BadImage("zero bytes long")
+    if is_dicom(data):
+        from cass_scale.data import dicom
+
+        return dicom.load(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         if data[:4] in TIFF_MAGIC:
             return _open_tiff(data)
-        raise BadImage(f"not one of {', '.join(FORMATS)}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"{image.width}x{image.height} is over {MAX_PIXELS} pixels, refused before decoding")
+        raise BadImage(f"not one of {', '.join(FORMATS)}, DICOM") from error
+    refuse_bomb(image.width, image.height)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG with a preview behind it
-        kind = "a multi-page TIFF" if image.format == "TIFF" else f"an animated {image.format}"
-        raise BadImage(f"{kind} of {frames} images; save each as a file of its own")
+        raise BadImage(_many(f"an animated {image.format}" if image.format != "TIFF" else PAGES, frames))
     if image.format == "PNG" and data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type
         return _open_deep_png(data, image.getexif().get(ORIENTATION, 1))
     if isinstance(image, TiffImageFile) and max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8:
@@ -153,61 +198,86 @@ def _open(data: bytes, size: int | None) -> Image.Image:
     return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _many(kind: str, number: int) -> str:
+    slide = "; a whole slide: data.tiles.tiff=true" if kind == PAGES else ""
+    return f"{kind} of {number} images; save each as a file of its own{slide}"
+
+
+def refuse_bomb(width: int, height: int) -> None:
+    """Raise BadImage for a size that nobody means."""
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} is over {MAX_PIXELS} pixels, refused before decoding")
+
+
+def _to_rgb(image: Image.Image) -> Opened:
     if image.mode == "F" or image.mode.startswith("I"):
-        return _window(np.asarray(image))
+        return to_deep(np.asarray(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    image.getexif()[ORIENTATION] = orientation
-    return ImageOps.exif_transpose(image)
+def to_deep(values: NDArray[Any]) -> Deep:
+    """16 bit as it is, signed shifted by 32768; anything else from the min..max of its finite values to 0..65535."""
+    if values.dtype == np.uint16:
+        return values.astype(np.uint16)
+    if values.dtype == np.int16:
+        return (values.astype(np.int32) + 32768).astype(np.uint16)
+    return spread(values, None, DEEPEST).astype(np.uint16)
 
 
-def _window(values: NDArray[np.generic]) -> Image.Image:
-    """[H, W] or [H, W, 3] of any type -> RGB by min..max of the finite values; a constant image is black."""
+def spread(values: NDArray[Any], window: tuple[float, float] | None, top: int) -> NDArray[np.float64]:
+    """Whole numbers 0..top over `window`, else over the finite values; black where they do not differ."""
     x = values.astype(np.float64)
     finite = np.isfinite(x)
-    low, high = (x[finite].min(), x[finite].max()) if finite.any() else (0.0, 0.0)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    x = np.where(finite, (x - low) * scale, 0.0)
-    return Image.fromarray(np.rint(x).astype(np.uint8)).convert("RGB")
+    own = (x[finite].min(), x[finite].max()) if window is None and finite.any() else (0.0, 0.0)
+    low, high = window or own
+    scale = top / (high - low) if high > low else 0.0
+    return np.where(finite, (x - low) * scale, 0.0).round().clip(0, top)
 
 
-def _open_deep_png(data: bytes, orientation: int) -> Image.Image:
+def _window(pixels: Deep) -> Image.Image:
+    return Image.fromarray(spread(pixels, None, 255).astype(np.uint8)).convert("RGB")
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """By the numbers 1..8 of EXIF and TIFF: a transposition from 5 on, then mirrored axes."""
+    axes = ((), (1,), (0, 1), (0,))[(orientation - 1) % 4]
+    return np.flip(pixels.swapaxes(0, 1) if 5 <= orientation <= 8 else pixels, axes)
+
+
+def _open_deep_png(data: bytes, orientation: int) -> Deep:
     """16-bit grey + alpha, RGB or RGBA PNG, of which Pillow would keep only the high bytes."""
     from torchvision.io import ImageReadMode, decode_png
 
     raw = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    pixels = raw.permute(1, 2, 0).numpy().astype(np.float64)
+    pixels: Deep = raw.permute(1, 2, 0).numpy()
     if pixels.shape[2] in (2, 4):
-        pixels = pixels[..., :-1] * (pixels[..., -1:] / 65535.0)
-    return _upright(_window(pixels[..., 0] if pixels.shape[2] == 1 else pixels), orientation)
+        pixels = np.rint(pixels[..., :-1] * (pixels[..., -1:] / DEEPEST)).astype(np.uint16)
+    return _upright(pixels[..., 0] if pixels.shape[2] == 1 else pixels, orientation)
 
 
-def _open_deep_tiff(data: bytes, image: TiffImageFile) -> Image.Image:
+def _open_deep_tiff(data: bytes, image: TiffImageFile) -> Opened:
     """More than 8 bits: Pillow keeps them for grey only, and does not invert "white is zero"."""
     if len(image.getbands()) > 1:
         return _open_tiff(data)
     inverted = image.tag_v2.get(PHOTOMETRIC) == 0
     values = np.asarray(ImageOps.exif_transpose(image))
-    return _window(-values.astype(np.float64) if inverted else values)
+    if values.dtype == np.int32 and max(image.tag_v2[BITS_PER_SAMPLE]) <= 16:  # Pillow widens signed ones
+        values = values.astype(np.int16)
+    return ~to_deep(values) if inverted else to_deep(values)
 
 
-def _open_tiff(data: bytes) -> Image.Image:
+def _open_tiff(data: bytes) -> Opened:
     """TIFF kinds that Pillow does not know: 16-bit colour, 16-bit floats."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         if len(tiff.pages) > 1:
-            raise BadImage(f"a multi-page TIFF of {len(tiff.pages)} images; save each as a file of its own")
+            raise BadImage(_many(PAGES, len(tiff.pages)))
         page = tiff.pages.first
-        width, height = page.imagewidth, page.imagelength
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"{width}x{height} is over {MAX_PIXELS} pixels, refused before decoding")
+        refuse_bomb(page.imagewidth, page.imagelength)
         try:
             pixels = page.asarray()
         except ValueError as error:
@@ -224,4 +294,6 @@ def _open_tiff(data: bytes) -> Image.Image:
         raise BadImage(f"a TIFF with the axes {axes}; one plane of grey or RGB is expected")
     if axes == "YXS":  # further samples are alpha or unnamed channels
         pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
-    return _upright(_window(-pixels.astype(np.float64) if inverted else pixels), orientation)
+    if pixels.dtype == np.uint8:
+        return Image.fromarray(_upright(~pixels if inverted else pixels, orientation)).convert("RGB")
+    return _upright(~to_deep(pixels) if inverted else to_deep(pixels), orientation)

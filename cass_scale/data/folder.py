@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cass_scale.data.decode import read_file
+from cass_scale.data import parts
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.stream import PlanStream
@@ -18,14 +18,14 @@ class FolderStream(PlanStream):
 
 
 class Files:
-    """The images of a manifest as files below its root: a Source."""
+    """The images of a manifest as files below its root, or parts of files: a Source."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
 
     def read(self, row: int) -> bytes:
-        """The whole file. Raises BadImage when it cannot be read."""
-        return read_file(self.manifest.root / self.manifest.keys[row])
+        """The whole file, or its part as PNG. Raises BadImage when it cannot be read."""
+        return parts.read(self.manifest.root, self.manifest.keys[row])
 
     def name(self, row: int) -> str:
         """Its path."""

@@ -1,4 +1,4 @@
-"""The index of a shard: where each image lies in its tar, its checksum, and what is known about it."""
+"""The files of a set of shards, and their indexes: where images lie in their tar, their checksums, what is known."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ from cass_scale.types import JSON
 
 SCHEMA = 1
 SUFFIX = ".index"
+
+
+def shard_name(number: int) -> str:
+    """Without extension."""
+    return f"shard-{number:06d}"
+
+
+def parse_header(data: bytes, place: object) -> JSON:
+    """What `shards.json` holds; `place` is for the DataError where it is broken."""
+    try:
+        head: JSON = json.loads(data)
+        if head["format"] != "ffcv":
+            head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
+            if min(head["shards"], head["samples_per_shard"]) < 1:
+                raise ValueError("a number in it is not positive")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place} cannot be read ({error}); make the shards again") from error
+    return head
 
 
 class Sample(NamedTuple):
@@ -40,6 +58,7 @@ class ShardIndex:
     sha256: str  # of the whole tar
     samples: tuple[Sample, ...]
     bad: tuple[Bad, ...] = ()
+    depth: int = 8  # bits per channel: 16 where every image has more than 8
 
     def write(self, path: Path) -> None:
         """One file, atomically: the checksum of the rest, then a line of JSON, then CSV with Sample's columns."""
@@ -50,6 +69,7 @@ class ShardIndex:
             "sha256": self.sha256,
             "samples": len(self.samples),
             "bad": [[b.key, b.why] for b in self.bad],
+            "depth": self.depth,
         }
         rows = io.StringIO()
         csv.writer(rows, lineterminator="\n").writerows([Sample._fields, *self.samples])
@@ -82,7 +102,7 @@ def _from_text(head: JSON, text: str) -> ShardIndex:
         raise ValueError(f"its columns are not {','.join(Sample._fields)}")
     samples = tuple(Sample(key, int(offset), int(length), *rest) for key, offset, length, *rest in rows)
     bad = tuple(Bad(key, why) for key, why in head["bad"])
-    return ShardIndex(str(head["tar"]), int(head["size"]), str(head["sha256"]), samples, bad)
+    return ShardIndex(str(head["tar"]), int(head["size"]), str(head["sha256"]), samples, bad, head.get("depth", 8))
 
 
 def check_size(index: ShardIndex, root: Path) -> None:

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from cass_scale.data.decode import EXTENSIONS
+from cass_scale.data.decode import DICOM_MAGIC
+from cass_scale.data.parts import READ, file_of
 from cass_scale.errors import ConfigError, DataError
+from cass_scale.words import is_url
 
 Labels = Literal["auto", "none", "folders", "csv"]
 Files = dict[str, tuple[int, int]]  # posix path relative to the root -> (bytes, mtime in ns)
 
 CSV = "labels.csv"
 SHARDS = "shards.json"  # marks a folder as written by `cass-scale shard`
+MANIFEST = "manifest.csv"  # lies beside it
+BETON, MADE = "images.beton", "made"  # what such a folder holds in place of tars; the key of shards.json about it
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -36,7 +40,7 @@ class Listing(NamedTuple):
 
 
 def walk(root: Path) -> Files:
-    """All images under `root` by extension, sorted by path; hidden ones left out, links followed once.
+    """All images under `root` by name, sorted by path; hidden ones left out, links followed once.
 
     Raises DataError when `root` is no folder, is empty, or holds no image.
     """
@@ -47,27 +51,42 @@ def walk(root: Path) -> Files:
     anything = False
     for path in _files(root, set()):
         anything = True
-        if path.suffix.lower() in EXTENSIONS:
+        if _is_image(path):
             stat = path.stat()
             files[path.relative_to(root).as_posix()] = stat.st_size, stat.st_mtime_ns
     if not anything:
-        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(EXTENSIONS)}")
+        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(READ)}")
     if not files:
-        raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(EXTENSIONS)}")
+        raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(READ)}")
     return dict(sorted(files.items()))
 
 
-def holds_shards(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a set of shards: ours, or tars with no image and no folder beside them."""
+def _is_image(path: Path) -> bool:
+    """By its extension; DICOM often has none, or a UID's last number stands there: then by its magic."""
+    if path.name.lower().endswith(READ):
+        return True
+    if path.name == "DICOMDIR" or not (path.suffix == "" or path.suffix[1:].isdigit()):
+        return False
+    try:
+        with open(path, "rb") as f:
+            return f.read(132)[128:] == DICOM_MAGIC
+    except OSError:
+        return False
+
+
+def shard_format(path: str | os.PathLike[str]) -> Literal["webdataset", "ffcv"] | None:
+    """How a place holds images as a set of shards: any URL, ours, or tars with no image and no folder beside them."""
+    if is_url(path):
+        return "webdataset"
     root = Path(path).expanduser()
     if (root / SHARDS).is_file():
-        return True
+        return "ffcv" if (root / BETON).is_file() else "webdataset"
     try:
         there = [p for p in root.iterdir() if not p.name.startswith(".")]
     except OSError:
-        return False
+        return None
     tars = any(p.suffix == ".tar" for p in there)
-    return tars and not any(p.is_dir() or p.suffix.lower() in EXTENSIONS for p in there)
+    return "webdataset" if tars and not any(p.is_dir() or p.name.lower().endswith(READ) for p in there) else None
 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -149,7 +168,7 @@ def _from_csv(path: Path, files: Files, drop_labels: bool) -> Listing:
     if any(out.splits):
         out.notes.append(f"splits from {CSV}")
         out.splits[:] = [split or "train" for split in out.splits]
-    if left := len(files.keys() - first.keys()):
+    if left := len(files.keys() - {file_of(key) for key in first}):
         out.notes.append(f"{left} images in the folder are not named in {CSV} and are left out")
     return out
 

@@ -9,10 +9,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from cass_scale.data.window import Window
 from cass_scale.errors import DataError
 from cass_scale.types import JSON
 
@@ -51,7 +53,11 @@ class Manifest:
     bad: tuple[Bad, ...] = ()
     synthetic: bool = False
     notes: tuple[str, ...] = ()
+    stored: Literal["files", "tars", "beton"] = "files"  # how they lie in `root`; known from the place, not written
     tars: bool = False  # the images lie in the tars of `root`; known from the place, not written
+    url: str = ""  # where the tars lie when `root` only mirrors what is small, without secrets
+    depth: int = 8  # bits per channel that streams keep: 16 where every image has more than 8
+    window: Window | None = None  # what of 16 bits is shown; None: as each format has it
 
     def __post_init__(self) -> None:
         columns = (self.labels, self.groups, self.splits, self.sha256, self.sizes)
@@ -62,6 +68,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def place(self) -> str:
+        """Where a person finds the images: folder or URL."""
+        return self.url or str(self.root)
 
     def rows(self, split: str | None = None) -> Tensor:
         """Ids of one split, or of all samples, ascending: int64 [n]."""
@@ -90,6 +101,10 @@ class Manifest:
             out[at[:, 0], at[:, 1]] = 1.0
         return out
 
+    def labelled(self) -> Tensor:
+        """bool [N]: which samples have a label."""
+        return torch.tensor([bool(label) for label in self.labels], dtype=torch.bool)
+
     def group_tensor(self) -> Tensor:
         """int64 [N]: index into the sorted distinct groups, -1 = none."""
         number = {g: i for i, g in enumerate(sorted(set(self.groups) - {""}))}
@@ -108,12 +123,14 @@ class Manifest:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint(),
             "name": self.name,
-            "root": str(self.root),
+            "root": self.place,
             "classes": self.classes,
             "multilabel": self.multilabel,
             "synthetic": self.synthetic,
             "notes": self.notes,
             "bad": [[b.key, b.why] for b in self.bad],
+            "depth": self.depth,
+            "window": self.window,
         }
         with replacing(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
             f.write(f"# {json.dumps(head)}\n")
@@ -133,7 +150,7 @@ class Manifest:
             raise DataError(f"cannot read the manifest {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise DataError(f"{path} is no manifest of schema {SCHEMA} ({error}); make it again") from error
-        if found.fingerprint() != head["fingerprint"]:
+        if found.fingerprint() != head.get("fingerprint"):
             raise DataError(f"{path} is cut off or changed: its rows do not match its header; make it again")
         return found
 
@@ -163,6 +180,8 @@ def _from_rows(head: JSON, rows: Iterable[list[str]]) -> Manifest:
         bad=tuple(Bad(key, why) for key, why in head["bad"]),
         synthetic=head["synthetic"],
         notes=tuple(head["notes"]),
+        depth=head.get("depth", 8),  # manifests written before there was 16 bit
+        window=Window(*head["window"]) if head.get("window") else None,
     )
 
 

@@ -15,9 +15,9 @@ from cass_scale.types import Batch, Stream
 class NoiseStream:
     """`stream` with a fixed noise image per sample id: what a method learns from it is not in the images.
 
-    Per-channel `mean` and `std` in 0..255; when not given they are taken from the first batch of epoch 0 of
-    all ranks, whatever epoch is asked for, so that a resumed run sees the same images. Ids, groups, labels
-    stay.
+    Per-channel `mean` and `std` in the images' 0..255 or 0..65535; when not given they are taken from the
+    first batch of epoch 0 of all ranks, whatever epoch is asked for, so that a resumed run sees the same
+    images. Ids, groups, labels stay.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class NoiseStream:
         self._statistics = torch.tensor([list(mean or ()), list(std or ())]) if given else None  # [2, 3]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The wrapped stream's batches with other images: uint8 [B, 3, H, W]."""
+        """The wrapped stream's batches with other images of the same dtype."""
         if self._statistics is None:
             self._statistics = _estimate(next(iter(self.stream.epoch(0))).images)
         for batch in self.stream.epoch(epoch, start):
@@ -50,10 +50,10 @@ class NoiseStream:
 
     def _noise(self, batch: Batch, mean: Tensor, std: Tensor) -> Tensor:
         out = torch.empty_like(batch.images)
-        shape = batch.images.shape[1:]
+        shape, top = batch.images.shape[1:], torch.iinfo(out.dtype).max
         for i in range(len(out)):  # one by one: 64-bit counters for a whole batch would take 100 x its memory
             z = rng.normal(self.seed, 0, batch.index[i : i + 1], rng.NOISE, shape.numel()).view(shape)
-            out[i] = (z * std[:, None, None] + mean[:, None, None]).round().clamp(0, 255).to(out.dtype)
+            out[i] = (z * std[:, None, None] + mean[:, None, None]).round().clamp(0, top).to(out.dtype)
         return out
 
 

@@ -16,19 +16,17 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 class PixelCache:
-    """A place for each of `ids`: uint8 [3, size, size]. Empty at first; forked processes share it.
+    """A place for each of `ids`: uint8 or uint16 [3, size, size]. Empty at first; forked processes share it.
 
     Anonymous shared memory, not /dev/shm, which containers often limit to 64 MB; pages are taken as they
     are filled. No lock: an id occurs at most once per epoch, so no two readers touch a place between two
     epochs' hand-overs.
     """
 
-    def __init__(self, ids: Tensor, rows: int, size: int) -> None:
-        shape = (len(ids), 3, size, size)
-        pixels = int(np.prod(shape))
-        memory = np.frombuffer(mmap.mmap(-1, pixels + len(ids)), dtype=np.uint8)
-        self._pixels = torch.from_numpy(memory[:pixels]).view(shape)
-        self._filled = memory[pixels:]
+    def __init__(self, ids: Tensor, rows: int, size: int, dtype: torch.dtype = torch.uint8) -> None:
+        memory = np.frombuffer(mmap.mmap(-1, bytes_needed(len(ids), size, dtype)), dtype=np.uint8)
+        self._filled = memory[-len(ids) :]
+        self._pixels = torch.from_numpy(memory[: -len(ids)]).view(dtype).view(len(ids), 3, size, size)
         self._slot = torch.full((rows,), -1)
         self._slot[ids] = torch.arange(len(ids))
 
@@ -44,9 +42,9 @@ class PixelCache:
         self._filled[slot] = 1
 
 
-def bytes_needed(images: int, size: int) -> int:
+def bytes_needed(images: int, size: int, dtype: torch.dtype = torch.uint8) -> int:
     """What a PixelCache of that many images takes when full."""
-    return images * (3 * size * size + 1)
+    return images * (3 * size * size * dtype.itemsize + 1)
 
 
 def available_memory() -> int:
@@ -59,8 +57,8 @@ def available_memory() -> int:
     return max(0, free)
 
 
-def fits(images: int, size: int, cache_bytes: int, ranks: int) -> bool:
+def fits(images: int, size: int, cache_bytes: int, ranks: int, dtype: torch.dtype = torch.uint8) -> bool:
     """Whether the images fit into `cache_bytes` and, for all ranks of this node, half the free memory."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    need = bytes_needed(images, size)
+    need = bytes_needed(images, size, dtype)
     return need <= cache_bytes and need * ranks <= available_memory() // 2

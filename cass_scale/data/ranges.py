@@ -1,4 +1,4 @@
-"""Bytes out of the middle of files. The one place that knows where shards lie, so that remote ones can come in here."""
+"""Bytes out of the middle of files, held against a checksum: the seam between indexes and where shards lie."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
 from cass_scale.data.decode import BadImage
 
 KEEP_OPEN = 64  # files per process; the usual limit of a system is 1024
+
+
+class Ranges(Protocol):
+    """Where bytes come from."""
+
+    def open_range(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to `length` bytes of a file from `offset` on. Raises OSError, or DataError naming the place."""
+        ...
 
 
 class LocalRanges:
@@ -56,7 +65,7 @@ class LocalRanges:
         return LocalRanges, ()
 
 
-def read_checked(files: LocalRanges, path: Path, offset: int, length: int, sha256: str) -> bytes:
+def read_checked(files: Ranges, path: Path, offset: int, length: int, sha256: str) -> bytes:
     """The bytes of one image, held against its checksum. Raises BadImage."""
     try:
         data = files.open_range(path, offset, length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from cass_scale import records
 from cass_scale.data.layouts import Labels, table
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Manifest
+from cass_scale.data.parts import file_of
 from cass_scale.data.sets import joined
 from cass_scale.data.sources import People
 from cass_scale.data.splits import assign
@@ -48,8 +49,21 @@ def write(manifest: Manifest, together: NDArray[np.int64], out: Path, labels: La
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS + more)
-    columns = (manifest.keys, manifest.labels, manifest.splits, manifest.groups, names)
-    for key, *known in zip(*columns, strict=True):
-        rows.writerow([key, *known, *(old.get(key, {}).get(c) or "" for c in more)])
+    columns = (manifest.labels, manifest.splits, manifest.groups, names)
+    for key, i in _named(manifest).items():
+        before = old.get(key) or old.get(file_of(key), {})
+        rows.writerow([key, *(column[i] for column in columns), *(before.get(c) or "" for c in more)])
     out.parent.mkdir(parents=True, exist_ok=True)
     records.atomic_write_text(out, text.getvalue())
+
+
+def _named(manifest: Manifest) -> dict[str, int]:
+    """The first row of each image; of each volume and slide whose images all have one label."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for key, label in zip(manifest.keys, manifest.labels, strict=True):
+        labels[file_of(key)].add(label)
+    found: dict[str, int] = {}
+    for i, key in enumerate(manifest.keys):
+        file = file_of(key)
+        found.setdefault(file if len(labels[file]) == 1 else key, i)
+    return found

@@ -1,4 +1,4 @@
-"""Where images come from when they lie in tars: sets made by `cass-scale shard`, and anybody's WebDataset shards."""
+"""Where images come from when they lie in shards: sets made by `cass-scale shard`, also at a URL, and foreign tars."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
+from cass_scale.data.betons import check_beton, look_at_beton
 from cass_scale.data.cache import make_once
 from cass_scale.data.decode import BadImage
-from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256
-from cass_scale.data.layouts import SHARDS, SPLIT_NAMES, Listing
+from cass_scale.data.index import SCHEMA, SUFFIX, Sample, ShardIndex, file_sha256, parse_header, shard_name
+from cass_scale.data.layouts import MADE, MANIFEST, SHARDS, SPLIT_NAMES, Listing
 from cass_scale.data.look import Look
 from cass_scale.data.manifest import Bad, Manifest
+from cass_scale.data.mirror import mirror, read_own
 from cass_scale.data.ranges import LocalRanges, read_checked
-from cass_scale.data.scan import Checked, judge, refuse_too_many, spread
-from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble
+from cass_scale.data.remote import public
+from cass_scale.data.scan import Checked, chunks, judge, refuse_too_many, spread
+from cass_scale.data.sources import DEFAULT_SPLIT, Examined, Survey, assemble, shown_by
 from cass_scale.data.splits import check_fractions
 from cass_scale.data.tars import index_tar
+from cass_scale.data.window import read_window
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
+from cass_scale.words import is_url
 
-MANIFEST = "manifest.csv"
 REMEDY = "draw a split of the images that the shards were made from (`cass-scale split`), and make the shards again"
 
 
@@ -37,53 +42,69 @@ def shards(
     seed: int = 0,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Manifest:
-    """The manifest of a folder of tars: for our own the one that lies there, for foreign ones by these options.
+    """The manifest of a set of shards: for our own the one that lies there, for foreign tars by these options.
 
+    At a URL it must be one of our own; what is small of it is copied into the cache folder once (see `mirror`).
     Foreign tars are read once and their index is kept in the cache folder. Labels, groups and splits come from
     their `json` or `cls` members, splits else from the tars' names (`train-000.tar`), or are drawn. Raises
     DataError and ConfigError naming the file or key.
     """
     if not 0.0 <= max_bad <= 1.0:
         raise ConfigError(f"data.max_bad={max_bad} must be a share between 0 and 1")
-    root = Path(path).expanduser().absolute()
+    url = public(os.fspath(path)) if is_url(path) else ""
+    root = mirror(url) if url else Path(path).expanduser().absolute()
     if (root / SHARDS).is_file():
-        read_header(root)
-        found = Manifest.read(root / MANIFEST)
-        return replace(found, root=root, name=name or found.name, tars=True)
+        found = _own(root, name, url)
+        if found.stored == "beton":
+            check_beton(found, read_header(root))
+        return shown_by(found, read_window(window))
     found = _foreign(root, name or root.name, list(indexes(root, workers)), check_fractions(split), seed)
     refuse_too_many(root, found.bad, len(found) + len(found.bad), max_bad)
-    return found
+    return shown_by(found, read_window(window))
+
+
+def _own(root: Path, name: str | None, url: str = "") -> Manifest:
+    """That of a set made here, which is not looked at. `url`: where the tars lie when `root` is a mirror."""
+    stored: Literal["tars", "beton"] = "tars" if url or read_header(root)["format"] != "ffcv" else "beton"
+    found = read_own(root / MANIFEST, Manifest.read, url)
+    return replace(found, root=root, name=name or found.name, stored=stored, url=url)
 
 
 def read_header(root: Path) -> JSON:
     """What `cass-scale shard` noted about a finished set. Raises DataError when it is broken or not finished."""
     try:
-        head: JSON = json.loads((root / SHARDS).read_text())
-        head |= {key: int(head[key]) for key in ("shards", "samples_per_shard")}
-        if min(head["shards"], head["samples_per_shard"]) < 1:
-            raise ValueError("a number in it is not positive")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{root / SHARDS} cannot be read ({error}); make the shards again") from error
-    if not (root / MANIFEST).is_file():
-        done = f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']}"
-        raise DataError(f"data.path={root}: {done} shards are made; finish with the same `cass-scale shard` command")
+        head = parse_header((root / SHARDS).read_bytes(), root / SHARDS)
+    except OSError as error:
+        raise DataError(f"{root / SHARDS} cannot be read: {error.strerror}; make the shards again") from error
+    if head["format"] == "ffcv":
+        whole, what = MADE in head, "the beton is not whole"
+    else:
+        whole, what = True, f"{len(list(root.glob(f'*{SUFFIX}')))} of {head['shards']} shards are made"
+    if not whole or not (root / MANIFEST).is_file():
+        raise DataError(f"data.path={root}: {what}; finish with the same `cass-scale shard` command")
     return head
 
 
-def shard_name(number: int) -> str:
-    """Without extension."""
-    return f"shard-{number:06d}"
+def indexes(root: Path, workers: int | None = None, *, url: str = "") -> Iterator[ShardIndex]:
+    """The index of every tar in `root`, in order; `url`: what it is a copy of.
 
-
-def indexes(root: Path, workers: int | None = None) -> Iterator[ShardIndex]:
-    """The index of every tar in `root`, in order; those of foreign tars are made when first asked for."""
+    Those of foreign tars are made when first asked for.
+    """
     if (root / SHARDS).is_file():
-        names = (shard_name(i) for i in range(read_header(root)["shards"]))
-        yield from (ShardIndex.read(root / f"{name}{SUFFIX}") for name in names)
+        head = read_header(root)
+        if head["format"] != "webdataset":
+            raise DataError(f"data.path={root} holds a beton, no tars: only stream=ffcv reads it")
+        for number in range(head["shards"]):
+            path = root / f"{shard_name(number)}{SUFFIX}"
+            index = read_own(path, ShardIndex.read, url)
+            if index.tar != f"{shard_name(number)}.tar":  # nor does an index from afar name a file elsewhere
+                raise DataError(f"{path} is the index of {index.tar!r}; make the shards again")
+            yield index
         return
     tars = _tars(root)
-    digest = hashlib.sha256(json.dumps([SCHEMA, str(root)]).encode())
+    digest = hashlib.sha256(json.dumps([SCHEMA, "depth", str(root)]).encode())
     for tar in tars:
         stat = tar.stat()
         digest.update(f"{tar.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -117,9 +138,9 @@ def _foreign(root: Path, name: str, found: list[ShardIndex], split: tuple[float,
     elif not all(splits):
         splits = [s or "train" for s in splits]
     listing = Listing(keys, labels, [s.group for _, s in rows], splits, notes)
-    checked = [Checked(s.sha256, s.length, "") for _, s in rows]
+    checked = [Checked(key, s.sha256, s.length, "", index.depth) for key, (index, s) in zip(keys, rows, strict=True)]
     made = assemble(root, name, listing, checked, split, seed)
-    return replace(made, bad=tuple(bad for index in found for bad in index.bad), tars=True)
+    return replace(made, bad=tuple(bad for index in found for bad in index.bad), stored="tars")
 
 
 def survey(
@@ -128,15 +149,34 @@ def survey(
     name: str | None = None,
     split: Sequence[float] = DEFAULT_SPLIT,
     workers: int | None = None,
+    window: Any = "auto",
 ) -> Survey:
-    """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError."""
+    """What `shards` takes, to be read anew: every byte is held against the indexes. Raises DataError, ConfigError."""
+    if is_url(path):
+        raise ConfigError(f"data.path={path}: every byte of the set would be read; copy the shards to a folder first")
     root = Path(path).expanduser().absolute()
-    manifest = shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    own = (root / SHARDS).is_file()
+    manifest = _own(root, name) if own else shards(root, name=name, max_bad=1.0, split=split, workers=workers)
+    manifest = shown_by(manifest, read_window(window))
     return Survey(root, len(manifest), REMEDY, lambda: _examine(manifest, workers))
 
 
 def _examine(manifest: Manifest, workers: int | None) -> Examined:
     """Images that cannot be read any more are no rows; all damage is listed, by shard and image."""
+    if manifest.stored == "beton":
+        looks, damaged = look_at_beton(manifest, read_header(manifest.root), workers)
+    else:
+        looks, damaged = _hold_tars(manifest, workers)
+    notes = manifest.notes
+    if (manifest.root / SHARDS).is_file() and manifest.bad:
+        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
+        manifest = replace(manifest, bad=())
+    made = replace(manifest.take(list(looks)), notes=notes)
+    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+
+
+def _hold_tars(manifest: Manifest, workers: int | None) -> tuple[dict[int, Look], list[Bad]]:
+    """The looks of good images by row, and what is damaged."""
     looks: dict[int, Look] = {}
     damaged: list[Bad] = []
     for rows, file, index in _parts(manifest):
@@ -148,12 +188,7 @@ def _examine(manifest: Manifest, workers: int | None) -> Examined:
             found, wrong = _hold(manifest, rows, index, workers)
             looks |= found
             damaged += wrong
-    notes = manifest.notes
-    if (manifest.root / SHARDS).is_file() and manifest.bad:
-        notes = (*notes, f"{len(manifest.bad)} files of the source could not be used and are not in the shards")
-        manifest = replace(manifest, bad=())
-    made = replace(manifest.take(list(looks)), notes=notes)
-    return Examined(made, tuple(looks.values()), {"group": made.groups} if any(made.groups) else {}, tuple(damaged))
+    return looks, damaged
 
 
 def _parts(manifest: Manifest) -> Iterator[tuple[range, str, ShardIndex | Bad]]:
@@ -193,12 +228,12 @@ def _hold(manifest: Manifest, rows: range, index: ShardIndex, workers: int | Non
 
     def check(sample: Sample) -> Checked:
         try:
-            return judge(read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
+            return judge(sample.key, read_checked(files, tar, sample.offset, sample.length, sample.sha256), True)
         except BadImage as error:
-            return Checked("", 0, str(error))
+            return Checked(sample.key, "", 0, str(error))
 
     looks, damaged = {}, [] if whole else [Bad(index.tar, what)]
-    for row, sample, one in zip(rows, index.samples, spread(check, index.samples, workers), strict=True):
+    for row, sample, one in zip(rows, index.samples, spread(check, chunks(index.samples), workers), strict=True):
         if one.look is not None:
             looks[row] = one.look
         else:

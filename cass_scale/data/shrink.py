@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cass_scale.data.decode import FORMATS, load, resize
+from cass_scale.data import png
+from cass_scale.data.decode import FORMATS, is_dicom, load, resize, resize_deep, shallow
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "TIFF": "tif", "BMP": "bmp", "WEBP": "webp"}
 Resize = Literal["short", "square"]
@@ -19,8 +20,9 @@ Resize = Literal["short", "square"]
 class Recipe:
     """`short` brings the shorter side to `size` and never enlarges; `square` squashes to size x size.
 
-    What already fits keeps its bytes, and so does everything when `size` is None. The rest becomes JPEG of
-    that quality with colour at full resolution, or PNG when `quality` is None. Grey stays grey.
+    What already fits keeps its bytes, and so does every image file when `size` is None. The rest becomes
+    JPEG of that quality with colour at full resolution, or PNG when `quality` or `size` is None. Grey stays
+    grey, and 16 bit becomes PNG of 16 bit.
     """
 
     size: int | None
@@ -35,16 +37,42 @@ class Encoded(NamedTuple):
     extension: str
 
 
-def shrink(data: bytes, recipe: Recipe) -> Encoded:
-    """The same bytes for the same bytes, with one version of Pillow and torch. Raises BadImage."""
+def shrink(data: bytes, recipe: Recipe, *, repack: bool = False) -> Encoded:
+    """The same bytes for the same bytes, with one version of Pillow, torch and zlib. Raises BadImage.
+
+    DICOM never keeps its bytes, which name a patient; with `repack` this does not either, whatever it is.
+    """
     extension, shape = _header(data)
-    if recipe.size is None or (shape and _target(shape, recipe.size, recipe.resize) == shape):
+    if not (repack or is_dicom(data)) and (recipe.size is None or (shape and _target(shape, recipe) == shape)):
         return Encoded(data, extension)
     image = load(data, recipe.size)
-    target = _target(image.size, recipe.size, recipe.resize)
-    if target != image.size:
-        image = Image.fromarray(resize(np.array(image), *target))
-    return _encode(_grey_if_grey(image), recipe.quality)
+    if isinstance(image, Image.Image):
+        return compress(_fitted(image, recipe), recipe.quality if recipe.size else None)
+    deep = resize_deep(image, _target((image.shape[1], image.shape[0]), recipe))
+    return Encoded(png.encode(deep, packed=True), "png")
+
+
+def resized(data: bytes, recipe: Recipe) -> Image.Image:
+    """RGB of 8 bit, upright, of the size that the recipe asks for. Raises BadImage."""
+    opened = load(data, recipe.size)
+    return _fitted(opened if isinstance(opened, Image.Image) else Image.fromarray(shallow(opened, None)), recipe)
+
+
+def _fitted(image: Image.Image, recipe: Recipe) -> Image.Image:
+    target = _target(image.size, recipe)
+    return image if target == image.size else Image.fromarray(resize(np.array(image), *target))
+
+
+def compress(image: Image.Image, quality: int | None) -> Encoded:
+    """A JPEG of that quality with colour at full resolution, or a PNG; grey when all three channels are equal."""
+    image = _grey_if_grey(image)
+    out = io.BytesIO()
+    image.info = {}  # no comment, profile or date of the original
+    if quality is None:
+        image.save(out, "PNG")
+        return Encoded(out.getvalue(), "png")
+    image.save(out, "JPEG", quality=quality, subsampling=0)
+    return Encoded(out.getvalue(), "jpg")
 
 
 def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
@@ -56,25 +84,17 @@ def _header(data: bytes) -> tuple[str, tuple[int, int] | None]:
         return "tif", None
 
 
-def _target(shape: tuple[int, int], size: int, resize: Resize) -> tuple[int, int]:
-    if resize == "square":
+def _target(shape: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    size, short = recipe.size, min(shape)
+    if size is None or (recipe.resize == "short" and short <= size):
+        return shape
+    if recipe.resize == "square":
         return size, size
-    short = min(shape)
     width, height = (max(1, round(side * size / short)) for side in shape)
-    return (width, height) if short > size else shape
+    return width, height
 
 
 def _grey_if_grey(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     grey = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
     return image.getchannel(0) if grey else image
-
-
-def _encode(image: Image.Image, quality: int | None) -> Encoded:
-    out = io.BytesIO()
-    image.info = {}  # no comment, profile or date of the original
-    if quality is None:
-        image.save(out, "PNG")
-        return Encoded(out.getvalue(), "png")
-    image.save(out, "JPEG", quality=quality, subsampling=0)
-    return Encoded(out.getvalue(), "jpg")

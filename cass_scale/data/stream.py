@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cass_scale.data.decode import BadImage, decode
+from cass_scale.data.decode import BadImage, decode, decode_deep
 from cass_scale.data.manifest import Manifest
+from cass_scale.data.parts import plain
 from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
+from cass_scale.data.window import stretch
 from cass_scale.errors import DataError
-from cass_scale.types import Batch
+from cass_scale.types import Batch, Stream
 
 CACHE_BYTES = 2 << 30  # decoding a small set anew every epoch is waste
 
@@ -29,7 +31,7 @@ class Source(Protocol):
     """Encoded images by row of a manifest; the part in which streams differ. Processes that read get a copy each."""
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image file. Raises BadImage when they cannot be had or are not what they were."""
+        """The bytes of one image file. Raises BadImage when they are not what they were, DataError naming its place."""
         ...
 
     def name(self, row: int) -> str:
@@ -62,6 +64,7 @@ class Fields:
 class PlanStream:
     """Batches of uint8 [B, 3, size, size], squashed, on `device`, by `plan`; the same for any `workers`.
 
+    uint16 where the manifest's depth is 16, stretched on the device so that its window fills 0..65535.
     Images stay decoded in memory when all of the plan's fit into `cache_bytes` and half the free memory (0
     = never). An image that cannot be read raises DataError with its name. `close` stops the workers; they
     start when needed.
@@ -83,12 +86,15 @@ class PlanStream:
         self.device = torch.device(device)
         self._fields = Fields(manifest, with_labels, self.device)
         self.provides = self._fields.provides
+        self._window, deep = manifest.window, manifest.depth > 8
+        self._own_scale = torch.tensor([not plain(key) for key in manifest.keys]) if deep else None
+        dtype = torch.uint16 if deep else torch.uint8
         fork = sys.platform == "linux"
-        cached = fits(len(plan.ids), size, cache_bytes, plan.world) and (fork or workers == 0)
-        self._cache = PixelCache(plan.ids, len(manifest), size) if cached else None
+        cached = fits(len(plan.ids), size, cache_bytes, plan.world, dtype) and (fork or workers == 0)
+        self._cache = PixelCache(plan.ids, len(manifest), size, dtype) if cached else None
         self._order = _Order(plan)
         self._loader: DataLoader[_Read] = DataLoader(
-            _Reader(source, len(manifest), size, self._cache),  # type: ignore[arg-type]
+            _Reader(source, len(manifest), size, dtype, self._cache),  # type: ignore[arg-type]
             batch_sampler=self._order,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -98,7 +104,7 @@ class PlanStream:
             multiprocessing_context="fork" if fork and workers else None,
             generator=torch.Generator(),  # else each epoch draws from the global state: resume would differ
         )
-        _open.add(self)
+        close_at_exit(self)
 
     @property
     def cached(self) -> bool:
@@ -125,7 +131,14 @@ class PlanStream:
                 ) from error
             if read.error:
                 raise DataError(read.error)
-            yield self._fields.batch(read.images.to(self.device, non_blocking=True), read.ids)
+            yield self._fields.batch(self._shown(read), read.ids)
+
+    def _shown(self, read: _Read) -> Tensor:
+        """On the device, 16 bit windowed there."""
+        images = read.images.to(self.device, non_blocking=True)
+        if self._own_scale is None:
+            return images
+        return stretch(images, self._window, self._own_scale[torch.tensor(read.ids)].to(self.device))
 
     def close(self) -> None:
         """Stop the workers. Also done when the stream is collected and when the process ends."""
@@ -148,23 +161,26 @@ class _Read(NamedTuple):
 class _Reader:
     """A map-style dataset that reads a whole batch at once."""
 
-    def __init__(self, source: Source, rows: int, size: int, cache: PixelCache | None) -> None:
-        self.source, self.rows, self.size, self.cache = source, rows, size, cache
+    def __init__(self, source: Source, rows: int, size: int, dtype: torch.dtype, cache: PixelCache | None) -> None:
+        self.source, self.rows, self.size, self.dtype, self.cache = source, rows, size, dtype, cache
+        self.decode = decode if dtype == torch.uint8 else decode_deep
 
     def __len__(self) -> int:
         return self.rows
 
     def __getitems__(self, ids: list[int]) -> _Read:
-        images = torch.empty(len(ids), 3, self.size, self.size, dtype=torch.uint8)
+        images = torch.empty(len(ids), 3, self.size, self.size, dtype=self.dtype)
         for place, index in enumerate(ids):
             known = self.cache.get(index) if self.cache else None
             if known is not None:
                 images[place] = known
                 continue
             try:
-                images[place] = torch.from_numpy(decode(self.source.read(index), self.size)).permute(2, 0, 1)
+                images[place] = torch.from_numpy(self.decode(self.source.read(index), self.size)).permute(2, 0, 1)
             except BadImage as error:
                 return _Read(ids, images, gone_bad(self.source, index, error))
+            except DataError as error:  # it names its place; raised in a worker, a traceback would become part of it
+                return _Read(ids, images, str(error))
             if self.cache:
                 self.cache.put(index, images[place])
         return _Read(ids, images, "")
@@ -205,7 +221,12 @@ def _signals_held() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, of_children)
 
 
-_open: weakref.WeakSet[PlanStream] = weakref.WeakSet()
+_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def close_at_exit(stream: Stream) -> None:
+    """See to it that what works for the stream in the background ends before the interpreter does."""
+    _open.add(stream)
 
 
 @atexit.register

@@ -13,7 +13,9 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from cass_scale.data.decode import EXTENSIONS, BadImage, decode
+from PIL import Image
+
+from cass_scale.data.decode import DICOM_EXTENSIONS, EXTENSIONS, BadImage, load
 from cass_scale.data.index import Sample, ShardIndex, file_sha256
 from cass_scale.data.layouts import NO_SPLIT, SPLIT_NAMES
 from cass_scale.data.manifest import Bad
@@ -32,9 +34,10 @@ def index_tar(path: Path, workers: int | None = None) -> ShardIndex:
         chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
         with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
             found = [one for part in pool.map(lambda chunk: _look(path, chunk), chunks) for one in part]
-        good = tuple(one for one in found if isinstance(one, Sample))
-        bad = tuple(one for one in found if isinstance(one, Bad))
-        return ShardIndex(path.name, path.stat().st_size, file_sha256(path), good, bad)
+        good = tuple(sample for sample, _ in found if isinstance(sample, Sample))
+        bad = tuple(sample for sample, _ in found if isinstance(sample, Bad))
+        depth = min((depth for sample, depth in found if isinstance(sample, Sample)), default=8)
+        return ShardIndex(path.name, path.stat().st_size, file_sha256(path), good, bad, depth)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -84,27 +87,28 @@ def _refuse_hostile(path: Path, member: tarfile.TarInfo) -> None:
         raise DataError(f"{path}: the member {member.name!r} {what}; this tar is refused")
 
 
-def _look(path: Path, samples: list[tuple[str, Parts]]) -> list[Sample | Bad]:
+def _look(path: Path, samples: list[tuple[str, Parts]]) -> list[tuple[Sample | Bad, int]]:
+    """Each with the bits per channel of its image."""
     files = LocalRanges()
-    found: list[Sample | Bad] = []
+    found: list[tuple[Sample | Bad, int]] = []
     for key, parts in samples:
         try:
             found.append(_sample(path, parts, files))
         except BadImage as error:
-            found.append(Bad(f"{path.name}/{key}", str(error)))
+            found.append((Bad(f"{path.name}/{key}", str(error)), 8))
     return found
 
 
-def _sample(path: Path, parts: Parts, files: LocalRanges) -> Sample:
-    images = [member for extension, member in parts.items() if f".{extension}" in EXTENSIONS]
+def _sample(path: Path, parts: Parts, files: LocalRanges) -> tuple[Sample, int]:
+    images = [member for extension, member in parts.items() if f".{extension}" in EXTENSIONS + DICOM_EXTENSIONS]
     if len(images) != 1:
         raise BadImage(f"{len(images)} images in one sample ({', '.join(parts)}); one is needed")
     image = images[0]
     data = files.open_range(path, image.offset_data, image.size)
-    decode(data, None)
+    depth = 8 if isinstance(load(data, None), Image.Image) else 16
     label, group, split = _about(path, parts, files)
     digest = hashlib.sha256(data).hexdigest()
-    return Sample(image.name, image.offset_data, len(data), digest, label, group, split)
+    return Sample(image.name, image.offset_data, len(data), digest, label, group, split), depth
 
 
 def _about(path: Path, parts: Parts, files: LocalRanges) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.types import Stream
 
@@ -33,7 +34,7 @@ def extract(
         encoder.eval()
     with torch.inference_mode():
         for batch in stream.epoch(0):
-            images = batch.images.float() / 255
+            images = to_unit(batch.images)
             with autocast():
                 for name, encoder in encoders.items():
                     parts[name].append(encoder(images).float().cpu())

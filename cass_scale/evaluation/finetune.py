@@ -7,28 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from cass_scale import checkpoint, optim
+from cass_scale.colour import to_unit
 from cass_scale.encoders import Encoder
 from cass_scale.evaluation.metrics import scores
 from cass_scale.ledger import Todo
 from cass_scale.losses.focal import class_weights, focal
 from cass_scale.methods.supervised import Supervised
 from cass_scale.run import Run
-from cass_scale.schedule import make_schedule
+from cass_scale.schedule import Rates, make_schedule
 from cass_scale.train import train
 from cass_scale.types import Batch, Progress, Stream, ViewSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Targets of the focal loss: labels int64 [B] or float [B, C] -> float [B, C]."""
-    return labels.float() if labels.ndim == 2 else F.one_hot(labels, classes).float()
 
 
 def finetune(
@@ -51,9 +46,10 @@ def finetune(
     """
     weight = class_weights(counts, weighting).to(accelerator.device)
     torch.manual_seed(todo.seed)  # the head's first weights; then dropout and stochastic depth draw from it
-    method = Supervised(name, encoder, len(classes), partial(_criterion, classes=len(classes), weight=weight))
+    method = Supervised({name: (encoder, nn.Linear(encoder.dim, len(classes)))}, partial(focal, weight=weight))
     method.to(accelerator.device)
-    optimizer = optim.build(method.param_groups(), name="adam", lr=lr, weight_decay=0.0, momentum=0.0, fused=True)
+    groups = [group | {"algorithm": "adam"} for group in method.param_groups()]  # whatever the arm was pretrained by
+    optimizer = optim.build(groups, name="adam", lr=lr, weight_decay=0.0, momentum=0.0, fused=True)
     rate = make_schedule("cosine", batch_size=todo.batch_size, floor=0.0)
 
     def validate(at: Progress) -> dict[str, float | None]:
@@ -65,7 +61,7 @@ def finetune(
         method,
         streams["train"],
         optimizer,
-        lambda at: rate(at, lr),
+        lambda at: Rates(rate(at, lr), weight_decay=0.0),
         views,
         accelerator,
         todo,
@@ -74,10 +70,6 @@ def finetune(
     )
     method.load_state_dict(checkpoint.load(run.checkpoints.folder / "best.pt")["model"])
     return predict(method, streams["test"], accelerator)[1]
-
-
-def _criterion(logits: Tensor, labels: Tensor, *, classes: int, weight: Tensor) -> Tensor:
-    return focal(logits, one_hot(labels, classes), weight=weight)
 
 
 def predict(method: Supervised, stream: Stream, accelerator: Accelerator) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -89,7 +81,8 @@ def predict(method: Supervised, stream: Stream, accelerator: Accelerator) -> tup
         for batch in stream.epoch(0):
             labels.append(_label(batch).cpu())
             with accelerator.autocast():
-                outputs.append(method.outputs([batch.images.float() / 255])[method.name].outputs.float().cpu())
+                (arm,) = method.outputs([to_unit(batch.images)]).values()
+            outputs.append(arm.outputs.float().cpu())
     method.train(was)
     truth, probability = torch.cat(labels).numpy(), torch.cat(outputs).double().sigmoid()
     if truth.ndim == 1:

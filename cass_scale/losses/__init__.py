@@ -1,7 +1,8 @@
-"""Objectives: pure functions of two arms' outputs x, y [B, K] -> scalar, computed in float32."""
+"""Objectives: pure functions of outputs -> scalar, computed in float32; most of two arms' x, y [B, K]."""
 
 from cass_scale.losses.barlow import barlow
 from cass_scale.losses.cosine import cosine, noise_rule
+from cass_scale.losses.dino import dino, sharpened
 from cass_scale.losses.focal import class_weights, focal
 from cass_scale.losses.fp32 import fp32
 from cass_scale.losses.infonce import infonce
@@ -12,10 +13,12 @@ __all__ = [
     "barlow",
     "class_weights",
     "cosine",
+    "dino",
     "focal",
     "fp32",
     "infonce",
     "noise_rule",
+    "sharpened",
     "sinkhorn",
     "vicreg",
 ]

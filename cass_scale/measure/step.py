@@ -15,7 +15,7 @@ import torch
 
 from cass_scale import precision
 from cass_scale.cli import build, compose_config
-from cass_scale.estimate import Estimate, estimate
+from cass_scale.estimate import Estimate
 from cass_scale.evidence import Finding
 from cass_scale.ledger import Todo
 from cass_scale.machine import cpu_name
@@ -85,20 +85,22 @@ class Stepper:
         self.device = wire.choose_device(train["device"])
         resolved = precision.resolve(train["precision"], self.device)
         self.place = wire.open_place(self.device, resolved, project=Path("."), trackers=[])
-        method = wire.make_method(self.config, build, settings.arm_specs(self.config))
-        optimizer = wire.make_optimizer(method, self.config["optim"], self.device)
-        self.model, self.optimizer = self.place.accelerator.prepare(method, optimizer)
+        self.method = wire.make_method(self.config, build, settings.arm_specs(self.config))
+        optimizer = wire.make_optimizer(self.method, self.config["optim"], self.device)
+        self.model, self.optimizer = self.place.accelerator.prepare(self.method, optimizer)
         self.model.train()
-        self.parameters = sum(p.numel() for p in method.parameters())
+        self.parameters = sum(p.numel() for p in self.method.parameters())
         self.views, self.meter = build(self.config["views"]), Meter(self.device)
         self.at = Progress(0, 0, 0, 10**9)
 
     def __call__(self, images: torch.Tensor) -> None:
         """The loop's own update on images uint8 [B, 3, S, S]."""
-        batch = Batch(images, torch.arange(len(images), device=images.device))
-        todo = Todo(epochs=1, batch_size=len(images), seed=0)
+        index, train = torch.arange(len(images), device=images.device), self.config["train"]
+        batch = Batch(images, index, label=torch.zeros_like(index))
+        todo = Todo(epochs=1, batch_size=len(images), seed=0, clip=train["clip"], clip_each=train["clip_each"])
         update(self.model, self.optimizer, iter([batch]), self.views, self.at, self.place.accelerator, todo, self.meter)
         self.at = Progress(0, self.at.step + 1, self.at.samples + len(images), self.at.total_samples)
+        self.method.after_step(self.at)
         self.meter.settle()
 
     def images(self, number: int) -> torch.Tensor:
@@ -129,7 +131,7 @@ def child(job: JSON) -> JSON:
         "parameters": stepper.parameters,
         "flops_per_image": counted(config, len(images)).flops_per_image,
         "image_size": config["arms"]["image_size"],
-        "models": [node["model"] for node in config["arms"].values() if isinstance(node, dict)],
+        "models": [spec.model for spec in settings.arm_specs(config).values()],
     }
 
 
@@ -161,9 +163,7 @@ def counted(config: JSON, batch: int) -> Estimate:
     """FLOPs and memory of the whole step, on the meta device."""
     device = wire.choose_device(config["train"]["device"])
     width = 2 if precision.resolve(config["train"]["precision"], device).autocast_dtype else 4
-    with torch.device("meta"):
-        method = wire.make_method(config, build, settings.arm_specs(config), load=False)
-    return estimate(method, config["arms"]["image_size"], batch, build(config["views"]).number, width)
+    return wire.cost(config, build, settings.arm_specs(config), batch, width)
 
 
 if __name__ == "__main__":

@@ -6,33 +6,20 @@ Singh, Cirrone 2023, arXiv 2301.12025, section 3 and algorithm 1; the notebook o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cass_scale.encoders import Encoder
+from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError
 from cass_scale.losses.cosine import noise_rule
-from cass_scale.methods.base import Method, views_by_arm
-from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput
+from cass_scale.methods.base import Arm, Arms, Method, views_by_arm, wrong_number
+from cass_scale.types import ARMS, ArmOutput, Batch, Progress, StepOutput, ViewSpec
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-class Arm(nn.Module):
-    """An encoder and what turns its features [B, dim] into outputs [B, K]."""
-
-    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, view: Tensor) -> ArmOutput:
-        """View float [B, 3, S, S] in [0, 1] -> features [B, dim], outputs [B, K]."""
-        features = self.encoder(view)
-        return ArmOutput(features, self.head(features))
 
 
 def projector(dim: int, hidden: int, outputs: int) -> nn.Module:
@@ -53,6 +40,8 @@ class CASS(Method):
     authors. `side_by_side` runs the second arm on a CUDA stream of its own. Raises ConfigError unless there are
     two arms with outputs of one width.
     """
+
+    objectives = frozenset({"cosine", "infonce", "vicreg", "barlow", "sinkhorn"})
 
     def __init__(
         self,
@@ -75,10 +64,21 @@ class CASS(Method):
             name: Arm(e, projector(e.dim, projection_hidden, projection) if projection else head)
             for name, (e, head) in encoders.items()
         }
-        self.arms = nn.ModuleDict(arms)
+        self.arms = Arms(arms)
         self.objective = objective
         self.frozen, self.noise_rule, self.seed = frozen, noise_rule, seed
         self.side_by_side = side_by_side
+
+    @classmethod
+    def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
+        """Two arms, outputs of one width, one view or one for each arm."""
+        found = super().problems(arms, views, objective) + wrong_number(len(views.sizes), ARMS)
+        if len(arms) != ARMS:
+            found.append(f"arms: {len(arms)} arms ({', '.join(arms)}); CASS compares exactly two")
+        if len(widths := {str(spec.outputs) for spec in arms.values()}) > 1:
+            given = ", ".join(sorted(widths))
+            found.append(f"arms.*.outputs: {given}; the objective compares outputs of one width")
+        return found
 
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
         """One pass through both arms; the loss of this micro-batch and the mean cosine between the arms."""
@@ -91,19 +91,19 @@ class CASS(Method):
 
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
         """Features and outputs per arm, in the order of the configuration."""
-        by_arm = views_by_arm(views, list(self.arms))
         if self.side_by_side and views[0].is_cuda:
-            return self._outputs_side_by_side(by_arm)
-        return {name: arm(by_arm[name]) for name, arm in self._arms().items()}
+            return self._outputs_side_by_side(views_by_arm(views, list(self.arms)))
+        found: dict[str, ArmOutput] = self.arms(views)
+        return found
 
     def _outputs_side_by_side(self, by_arm: dict[str, Tensor]) -> dict[str, ArmOutput]:
         """The second arm on a stream of its own; autograd runs each backward pass where its forward pass ran."""
-        (first, one), (second, two) = self._arms().items()
+        (first, one), (second, two) = self.arms.items()
         here, own = torch.cuda.current_stream(), torch.cuda.Stream()
         own.wait_stream(here)
         with torch.cuda.stream(own):
-            other = two(by_arm[second])
-        outputs = one(by_arm[first])
+            other: ArmOutput = two(by_arm[second])
+        outputs: ArmOutput = one(by_arm[first])
         here.wait_stream(own)
         # The allocator must not give a stream's memory away while the other one still reads it.
         by_arm[second].record_stream(own)
@@ -113,20 +113,8 @@ class CASS(Method):
 
     def encoders(self) -> dict[str, Encoder]:
         """Both encoders, without their heads."""
-        return {name: arm.encoder for name, arm in self._arms().items()}
+        return self.arms.encoders()
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group per arm, so that each may have its own optimizer (Table 10)."""
-        scale = 0.0 if self.frozen else 1.0
-        return [
-            {
-                "params": list(arm.parameters()),
-                "lr_scale": scale,
-                "algorithm": arm.encoder.spec.optimizer,
-                "arm": name,
-            }
-            for name, arm in self._arms().items()
-        ]
-
-    def _arms(self) -> dict[str, Arm]:
-        return cast(dict[str, Arm], dict(self.arms.items()))
+        """One group per arm."""
+        return self.arms.param_groups(0.0 if self.frozen else 1.0)

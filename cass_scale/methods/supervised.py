@@ -1,41 +1,63 @@
-"""Supervised training of one encoder as a method, so that fine-tuning runs on the same loop."""
+"""Supervised training as a method: the baseline with labels, and fine-tuning, on the one loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from cass_scale.encoders import Encoder
-from cass_scale.methods.base import Method
-from cass_scale.types import ArmOutput, Batch, Progress, StepOutput
+from cass_scale.encoders import ArmSpec, Encoder
+from cass_scale.methods.base import Arm, Arms, Method, wrong_number
+from cass_scale.types import ArmOutput, Batch, Progress, StepOutput, ViewSpec
 
-Criterion = Callable[[Tensor, Tensor], Tensor]  # logits [B, C], targets as the stream labels them -> scalar
+Criterion = Callable[[Tensor, Tensor], Tensor]  # logits [B, C], targets float [B, C] of 0 and 1 -> scalar
 
 
 class Supervised(Method):
-    """An encoder with a fresh linear head of `classes` logits, trained end to end (paper, section 4.2)."""
+    """Encoders with linear heads of one logit per class, each trained end to end, side by side (paper, section 4.2).
+
+    The arms share batches and nothing else: the sum of their losses gives each its own gradient.
+    """
 
     needs = frozenset({"label"})
+    objectives = frozenset({"focal"})
 
-    def __init__(self, name: str, encoder: Encoder, classes: int, criterion: Criterion) -> None:
+    def __init__(self, encoders: dict[str, tuple[Encoder, nn.Linear]], criterion: Criterion, *, seed: int = 0) -> None:
         super().__init__()
-        self.name, self.encoder = name, encoder
-        self.head = nn.Linear(encoder.dim, classes)
+        self.arms = Arms({name: Arm(encoder, head) for name, (encoder, head) in encoders.items()})
         self.criterion = criterion
 
+    @classmethod
+    def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
+        """Any number of arms, one view or one for each arm."""
+        return super().problems(arms, views, objective) + wrong_number(len(views.sizes), len(arms))
+
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
-        """Criterion of the logits [B, C] of the first view."""
+        """Sum over the arms of the criterion of their logits [B, C]."""
         if batch.label is None:
             raise ValueError("supervised training needs a stream with labels")
-        logits = self.head(self.encoder(views[0]))
-        return StepOutput(self.criterion(logits, batch.label), {})
+        logits = [out.outputs for out in self.outputs(views).values()]
+        target = one_hot(batch.label, logits[0].shape[1])
+        return StepOutput(torch.stack([self.criterion(some, target) for some in logits]).sum(), {})
 
     def outputs(self, views: list[Tensor]) -> dict[str, ArmOutput]:
-        """Features and logits of the one arm."""
-        features = self.encoder(views[0])
-        return {self.name: ArmOutput(features, self.head(features))}
+        """Features and logits per arm."""
+        found: dict[str, ArmOutput] = self.arms(views)
+        return found
 
     def encoders(self) -> dict[str, Encoder]:
-        """The one encoder."""
-        return {self.name: self.encoder}
+        """The encoders, without their heads."""
+        return self.arms.encoders()
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """One group per arm."""
+        return self.arms.param_groups()
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels int64 [B], or float [B, C] of 0 and 1 -> float [B, C]."""
+    if labels.ndim == 2:
+        return labels.float()
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()

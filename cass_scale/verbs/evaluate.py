@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
+from cass_scale.cli import compose_config
 from cass_scale.console import Console
-from cass_scale.data.layouts import holds_shards
+from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.data.splits import assign
@@ -33,7 +34,7 @@ from cass_scale.meter import Meter
 from cass_scale.run import Run, lock
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
-from cass_scale.verbs.folder import read_back, refuse_unfinished
+from cass_scale.verbs.folder import MANIFEST, read_back, refuse_unfinished
 from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
 
 Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
@@ -46,7 +47,8 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     device = choose_device(config["device"])
     resolved = precision.resolve(config["precision"], device)
     console = Console(quiet=call.quiet)
-    manifest: Manifest = build(without(other_data(config) or trained["data"], "noise"))
+    other = other_data(config, trained, folder)
+    manifest: Manifest = build(without(other or trained["data"], "noise"))
     rows, split = held_back(manifest)
     job = Job(config, trained, build, manifest, rows, console)
     counts = f"{len(rows['train'])} images to learn from, {len(rows['test'])} ({split}) held back"
@@ -56,7 +58,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
     place = open_place(device, resolved, project=folder, trackers=[])
     arms = load_arms(config, folder, trained)
-    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other_data(config) else [])])
+    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other else [])])
     name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
     (folder / "evaluate").mkdir(exist_ok=True)
     with lock(folder), warnings.catch_warnings(record=True) as caught:
@@ -149,21 +151,29 @@ def read_run(config: JSON) -> tuple[Path, JSON]:
     return folder, trained
 
 
-def other_data(config: JSON) -> JSON | None:
-    """Configuration of another set to score on, or None for the run's own."""
+def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
+    """Configuration of another set to score on, cut and shown as the run's own was; None for that one itself."""
     path = config["data"]["path"]
     if not path:
         return None
-    source = "shards.shards" if holds_shards(path) else "sources.folder"
-    return {"_target_": f"cass_scale.data.{source}", "path": path}
+    window = Manifest.read(folder / MANIFEST).window
+    shown: JSON = {"path": path, "window": window.value if window else "auto"}
+    if shard_format(path):
+        return {"_target_": "cass_scale.data.shards.shards", **shown}
+    cut = {key: trained["data"][key] for key in ("slices", "tiles") if key in trained["data"]}
+    return {"_target_": "cass_scale.data.sources.folder", **shown, **cut}
 
 
 def stream_for(trained: JSON, path: str | None) -> JSON:
     """The run's stream, or for another set the one that can read it."""
-    if path is None or trained["_target_"].endswith(".DaliStream"):  # which reads files and shards
+    if path is None:
         return trained
-    kind = "webdataset.WebDatasetStream" if holds_shards(path) else "folder.FolderStream"
-    return {**trained, "_target_": f"cass_scale.data.{kind}"}
+    if trained["_target_"].endswith(".DaliStream") and shard_format(path) != "ffcv":  # it reads files and tars
+        return trained
+    kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
+    kind = shard_format(path)
+    keys = ("workers",) if kind == "ffcv" else ("workers", "cache_bytes")
+    return {key: trained[key] for key in keys if key in trained} | {"_target_": f"cass_scale.data.{kinds[kind]}"}
 
 
 def held_back(manifest: Manifest) -> tuple[Rows, str]:
@@ -174,8 +184,7 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
     name = manifest.name
     if not manifest.classes:
         raise DataError(f"{name} has no labels to score with: add labels.csv (columns path,label), or class folders")
-    labels = manifest.label_tensor()
-    labelled = (labels if labels.ndim == 1 else labels[:, 0]) >= 0
+    labelled = manifest.labelled()
     part = {split: (ids := manifest.rows(split))[labelled[ids]] for split in ("train", "val", "test")}
     split = "test" if len(part["test"]) else "val"
     for needed, lack in ((split, "images to hold back"), ("train", "training images")):
@@ -189,13 +198,16 @@ def held_back(manifest: Manifest) -> tuple[Rows, str]:
 def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
     problems = Problems()
+    trained = trained | {"transformer_args": {}}  # these are of pretraining: scores compare across methods without
     specs = settings.arm_specs(trained)
     if config["weights"] == "initial":
-        settings.check_arms(specs, trained["arms"]["image_size"], problems)
+        settings.check_arms(trained, problems)
     asked = config["arm"] or list(specs)
     wanted = [asked] if isinstance(asked, str) else list(asked)
+    beside = sorted(path.stem for path in (folder / "export").glob("*.safetensors"))  # e.g. DINO's student
+    known = list(dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])]))
     for name in wanted:
-        problems.check(name in specs, f"arm={name}: this run has {', '.join(specs)}")
+        problems.check(name in known, f"arm={name}: this run has {', '.join(known)}")
     problems.raise_if_any()
     if config["weights"] == "run":
         return {name: encoders.load_export(folder / "export" / f"{name}.safetensors") for name in wanted}
@@ -203,7 +215,7 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     def spec(name: str) -> ArmSpec:
         return replace(specs[name], weights="random") if config["weights"] == "random" else specs[name]
 
-    seeds = arm_seeds(trained["seed"], list(specs))  # as pretraining drew them
+    seeds = arm_seeds(trained)  # as pretraining drew them
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
@@ -244,7 +256,8 @@ def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path
     if not len(rows["val"]):
         rows = rows | carve(manifest, rows["train"], job.config["seed"])
     batch, labels, found = protocol["batch_size"], manifest.label_tensor(), {}
-    views: ViewSpec = replace(job.build(job.trained["views"]), per_arm="shared")
+    size = f"arms.image_size={job.image_size}"
+    views: ViewSpec = job.build(compose_config("pretrain", [f"views={protocol['views']}", size])["views"])
     streams = {"train": job.stream(rows["train"], place, batch=batch, shuffle=True, keep=True)}
     streams |= {
         part: job.stream(rows[part], place, batch=job.config["batch_size"], keep=True) for part in ("val", "test")

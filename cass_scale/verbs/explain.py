@@ -63,7 +63,7 @@ def check(config: JSON) -> tuple[Path, Path]:
     problems.check(not out.is_file() and settings.writable(out), f"out={out} cannot be written; name a writable folder")
     if images := config["images"]:
         root = Path(images).expanduser()
-        problems.check(root.is_dir(), f"images={images}: no such folder; name one of images or of shards")
+        problems.check(root.exists(), f"images={images}: no such folder; name one of images or of shards")
         inside = out.resolve().is_relative_to(root.resolve())
         problems.check(not inside, f"out={out} lies in the folder of images; name one outside of it")
     one = dist.world() == 1

@@ -20,7 +20,7 @@ from cass_scale.verbs.wire import PACKAGES, Place, without
 # was resolved, since `auto` means another one on another device.
 FREE = (
     "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
-    "train.trackers",
+    "train.trackers", "train.count_flops",
 )  # fmt: skip
 MANIFEST = "manifest.csv"
 
@@ -129,6 +129,7 @@ def begin(
     steps_per_epoch: int,
     place: Place,
     call: Call,
+    flops_per_image: float | None,
 ) -> None:
     """Write what is known before the first step: config.yaml, env.json, manifest.csv, and run.json last."""
     records.atomic_write_text(folder / records.CONFIG, yaml.safe_dump(config, sort_keys=False))
@@ -152,6 +153,7 @@ def begin(
             "image_size": config["arms"]["image_size"],
             "config_hash": records.config_hash(without(config, "run")),
             "images_seen": 0,
+            "flops_per_image": flops_per_image,
             "metrics": {},
         }
         | circumstances(place),
@@ -162,7 +164,7 @@ def data_record(manifest: Manifest, config: JSON) -> JSON:
     """What a record says about its data."""
     return {
         "name": manifest.name,
-        "path": str(Path(config["data"].get("path") or manifest.root).expanduser().absolute()),
+        "path": manifest.url or str(Path(config["data"].get("path") or manifest.root).expanduser().absolute()),
         "images": len(manifest),
         "classes": list(manifest.classes),
         "multilabel": manifest.multilabel,

@@ -42,12 +42,11 @@ def states(config: JSON, record: JSON, trained: JSON) -> tuple[list[Side], list[
     about = f"{folder}, method {record['method']}, as it ended"
     sides = [Side(THIS, about, load_arms({"weights": "run", "arm": arms}, folder, trained))]
     began = "random weights, which it started from" if plain else "the weights it started from"
-    try:
-        sides.append(Side(INITIAL, began, load_arms({"weights": "initial", "arm": arms}, folder, trained)))
-    except ConfigError as why:
-        notes.append(f"The initial weights are left out: {'; '.join(why.problems)}")
-    if not plain:
-        sides.append(Side(RANDOM, "untrained", load_arms({"weights": "random", "arm": arms}, folder, trained)))
+    for name, said, weights in ((INITIAL, began, "initial"), *(() if plain else ((RANDOM, "untrained", "random"),))):
+        try:
+            sides.append(Side(name, said, load_arms({"weights": weights, "arm": arms}, folder, trained)))
+        except ConfigError as why:
+            notes.append(f"The {name} weights are left out: {'; '.join(why.problems)}")
     if config["against"] is not None:
         sides.append(_other(Path(config["against"]), list(sides[0].arms), notes))
     return sides, notes
@@ -77,7 +76,7 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
 def find_images(config: JSON, trained: JSON, build: Build) -> tuple[Manifest, Tensor]:
     """The set to look at, and the ids drawn from it: of the folder `images`, else those that the run held back."""
     path = config["images"]
-    node = other_data({"data": {"path": path}}) or trained["data"]
+    node = other_data({"data": {"path": path}}, trained, Path(config["run"]["dir"])) or trained["data"]
     manifest: Manifest = build(without(node, "noise"))
     splits = ("test", "val", "train") if path is None else (None,)
     ids = next((some for split in splits if len(some := manifest.rows(split))), manifest.rows())

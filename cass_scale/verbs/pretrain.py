@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from cass_scale import encoders, precision, records, rng
 from cass_scale.average import Average
+from cass_scale.colour import to_unit
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import Collapsed, ConfigError, MissingExtra, Problems
-from cass_scale.estimate import estimate
 from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
@@ -34,19 +35,14 @@ from cass_scale.verbs import settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
-from cass_scale.views import problems as view_problems
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
     """Train what `config` says; returns run.json. Raises the errors of cass_scale.errors."""
-    specs = check(config, build)
+    specs, kind = check(config, build)
     device = wire.choose_device(config["train"]["device"])
     resolved = precision.resolve(config["train"]["precision"], device)
-    if resolved.use_scaler and not config["train"]["clear_gradients"]:
-        raise ConfigError(
-            "train.clear_gradients=false (method=cass_official) contradicts fp16: loss scaling would rescale the "
-            "gradients of earlier steps again and again; set train.precision=fp32"
-        )
+    refuse_scaled_leftovers(resolved, config)
     folder = Path(config["run"]["dir"] or default_dir(config))
     place = wire.open_place(device, resolved, project=folder, trackers=config["train"]["trackers"])
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
@@ -54,20 +50,24 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
-        ids = manifest.rows("train")  # the training split only: held-back images stay unseen
+        ids = wire.training_rows(manifest, kind.needs)
         train_keys = config["train"]
         parts = {"accumulate": train_keys["accumulate"], "rank": place.rank, "world": place.world}
         plan = Plan(ids, train_keys["batch_size"], seed=config["seed"], tail=train_keys["tail"], **parts)
+    if labels := "label" in kind.needs:
+        specs = {name: replace(spec, outputs=len(manifest.classes)) for name, spec in specs.items()}
     if call.dry_run:
         return dry_run(config, build, specs, manifest, plan, resolved, console)
     with meter.host("prepare"):
         size = config["arms"]["image_size"]
-        stream = wire.noisy(config, wire.open_stream(config["stream"], build, manifest, plan, size, place))
+        opened = wire.open_stream(config["stream"], build, manifest, plan, size, place, with_labels=labels)
+        stream = wire.noisy(config, opened)
         method = wire.make_method(config, build, specs).to(place.device)
         wire.check_needs(config, method, stream)
+        flops = wire.cost(config, build, specs, 2).flops_per_image if train_keys["count_flops"] else None
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
-            begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call)
+            begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call, flops)
         elif place.accelerator.is_main_process:
             proceed(folder, config, stream.steps_per_epoch, place, call)
         place.accelerator.wait_for_everyone()
@@ -84,16 +84,15 @@ def work(
     config: JSON, build: Build, method: Method, stream: Stream, manifest: Manifest, place: Place, run: Run
 ) -> None:
     """The training itself, and what is left when it ends."""
-    train_keys, swa = config["train"], config["swa"]
+    swa = config["swa"]
     torch.manual_seed(config["seed"] + place.rank)  # dropout and stochastic depth draw from the global state
     views: ViewSpec = build(config["views"])
     memory: JSON = {}
-    rate = make_schedule(batch_size=train_keys["batch_size"], **config["schedule"])
     done = train(
         method,
         stream,
         wire.make_optimizer(method, config["optim"], place.device),
-        lambda at: rate(at, config["optim"]["lr"]),
+        wire.make_rates(config),
         views,
         place.accelerator,
         make_todo(config),
@@ -111,16 +110,27 @@ def work(
         (run.folder / "export").mkdir(exist_ok=True)
         for name, encoder in method.encoders().items():
             encoders.export(encoder, run.folder / "export" / f"{name}.safetensors", note)
-    run.update(status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last)
-    run.console.say(f"done: {run.folder}  (next: cass-scale evaluate run.dir={run.folder})")
+    run.update(
+        status="done", finished=records.now(), steps=done.step, images_seen=done.samples, metrics=run.last,
+        exported=method.exported,
+    )  # fmt: skip
+    run.console.say(f"done: {run.folder}, {speed(run)}  (next: cass-scale evaluate run.dir={run.folder})")
 
 
-def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
-    """Every problem of the values at once, before a device or a file is touched."""
+def speed(run: Run) -> str:
+    """Images per second and device over the whole training, and the arithmetic that they took."""
+    record = records.read(run.folder) if run.main else {}
+    hours = run.meter.device_hours()["train"]
+    rate, flops = record.get("images_seen", 0) / max(1e-9, 3600 * hours), record.get("flops_per_image")
+    work = f" x {flops / 1e9:.3g} GFLOP per image = {rate * flops / 1e12:.3g} TFLOP/s" if flops else ""
+    return f"{rate:.1f} images/s{work} per device"
+
+
+def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]:
+    """Every problem of the values at once, before a device or a file is touched; the arms and the method's class."""
     problems = Problems()
     settings.check_values(config, settings.PRETRAIN, problems)
-    specs = settings.arm_specs(config)
-    settings.check_arms(specs, config["arms"]["image_size"], problems)
+    specs, kind = settings.check_arms(config, problems), wire.method_class(config, build)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if not problems.found:
@@ -132,7 +142,13 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         )
         for tracker in settings.missing(config["train"]["trackers"]):
             problems.found += MissingExtra(tracker, "trackers", f"train.trackers={tracker}").problems
-        problems.found += view_problems(build(config["views"]))
+        views: ViewSpec = build(config["views"])
+        settings.check_views(views, specs, config["arms"]["image_size"], problems)
+        problems.found += kind.problems(specs, views, config["objective"]["_target_"].rpartition(".")[2])
+        problems.check(
+            not (config["swa"]["enabled"] and kind.averaged),
+            f"swa.enabled=true: method={config['method']['name']} exports a running mean of its weights already",
+        )
         with problems.collecting():
             wire.check_stream(config["stream"])
         with problems.collecting():
@@ -143,14 +159,24 @@ def check(config: JSON, build: Build) -> dict[str, ArmSpec]:
         f"run.dir={folder}: not writable; choose a folder you may write to",
     )
     problems.raise_if_any()
-    return specs
+    return specs, kind
+
+
+def refuse_scaled_leftovers(resolved: precision.Resolved, config: JSON) -> None:
+    """Raise ConfigError where gradients that are never cleared meet loss scaling."""
+    if resolved.use_scaler and not config["train"]["clear_gradients"]:
+        raise ConfigError(
+            "train.clear_gradients=false (method=cass_official) contradicts fp16: loss scaling would rescale the "
+            "gradients of earlier steps again and again; set train.precision=fp32"
+        )
 
 
 def default_dir(config: JSON) -> Path:
     """A name nobody chose: unique to the second, so it is never resumed by accident."""
     source = config["data"]
     data = source.get("name") or Path(source.get("path") or source["_target_"].rpartition(".")[2]).name
-    return Path("runs") / f"{config['method']['name']}-{data}-s{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
+    method = "-".join(filter(None, (config["method"]["name"], config["arm"])))
+    return Path("runs") / f"{method}-{data}-s{config['seed']}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def make_todo(config: JSON) -> Todo:
@@ -162,6 +188,7 @@ def make_todo(config: JSON) -> Todo:
         "max_steps",
         "accumulate",
         "clip",
+        "clip_each",
         "clear_gradients",
         "log_every",
         "save_every",
@@ -189,8 +216,8 @@ def observer(
     images, index = wire.probe_images(config, build, manifest, some, place)
     if run.main:
         samples = make_views(images[:8], views, index[:8], seed=config["seed"], epoch=0)
-        save_grid(run.folder / "samples.png", [images[:8].float() / 255, *samples])
-    monitor = Monitor(images.float() / 255)
+        save_grid(run.folder / "samples.png", [to_unit(images[:8]), *samples])
+    monitor = Monitor(to_unit(images))
 
     def arms(view: Tensor) -> dict[str, ArmOutput]:
         with place.accelerator.autocast():
@@ -221,12 +248,7 @@ def dry_run(
     console: Console,
 ) -> JSON:
     """Print the resolved configuration, the steps, and the cost of one step; nothing is started or written."""
-    with torch.device("meta"):
-        method = wire.make_method(config, build, specs, load=False)
-    spec: ViewSpec = build(config["views"])
-    views = len(specs) if spec.per_arm == "own" else 1
-    width = 2 if resolved.autocast_dtype else 4
-    cost = estimate(method, config["arms"]["image_size"], plan.batch_size, views, width)
+    cost = wire.cost(config, build, specs, plan.batch_size, 2 if resolved.autocast_dtype else 4)
     steps = min(config["train"]["epochs"] * plan.steps_per_epoch, config["train"]["max_steps"] or 10**12)
     images = steps * config["train"]["batch_size"]
     giga, peta = cost.flops_per_image / 1e9, cost.flops_per_image * images / 1e15

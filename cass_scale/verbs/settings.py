@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cass_scale import encoders
+from cass_scale.data.window import read_window
 from cass_scale.encoders import IMAGENET_MEAN, IMAGENET_STD, ArmSpec
-from cass_scale.errors import Problems
-from cass_scale.types import JSON
+from cass_scale.errors import ConfigError, Problems
+from cass_scale.types import JSON, ViewSpec
+from cass_scale.views import problems as view_problems
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -54,6 +57,13 @@ def _some_of(*choices: str) -> Rule:
     return (lambda v: isinstance(v, list) and len(v) > 0 and set(v) <= set(choices), f"a list of {', '.join(choices)}")
 
 
+def _is_window(value: Any) -> bool:
+    with suppress(ConfigError):
+        read_window(value)
+        return True
+    return False
+
+
 BOOL: Rule = (lambda v: isinstance(v, bool), "true or false")
 TEXT: Rule = (lambda v: isinstance(v, str) and v != "", "a name")
 POSITIVE: Rule = (lambda v: _is_number(v) and v > 0, "a number above 0")
@@ -61,6 +71,7 @@ DEVICE, PRECISION = _choice("auto", "cpu", "cuda"), _choice("auto", "fp32", "tf3
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 DATA: dict[str, Rule] = {
+    "data.path": TEXT,
     "data.name": _or_null(TEXT),
     "data.noise": BOOL,
     "data.images": _whole(14),
@@ -70,9 +81,19 @@ DATA: dict[str, Rule] = {
     "data.counts": _choice("check", "note"),
     "data.layout.uncertain": _choice("zeros", "ones", "ignore"),
     "data.layout.size": (lambda v: v in (28, 64, 128, 224), "28, 64, 128 or 224"),
+    "data.window": (_is_window, "auto, two values as [100,3000] or two percentiles as [1%,99%]"),
+    "data.groups": _choice("auto", "dicom"),
+    "data.slices.axis": _choice("x", "y", "z"),
+    "data.slices.stride": _whole(1),
+    "data.tiles.size": _whole(16),
+    "data.tiles.level": _whole(0),
+    "data.tiles.mpp": _or_null(POSITIVE),
+    "data.tiles.tissue": _number(0, 1),
+    "data.tiles.tiff": BOOL,
 }
 PRETRAIN: dict[str, Rule] = {
     "seed": _whole(0),
+    "arm": _or_null(TEXT),
     "run.dir": _or_null(TEXT),
     "train.batch_size": _whole(2),
     "train.epochs": _whole(1),
@@ -80,6 +101,8 @@ PRETRAIN: dict[str, Rule] = {
     "train.accumulate": _whole(1),
     "train.tail": _choice("drop", "carry"),
     "train.clip": _or_null(POSITIVE),
+    "train.clip_each": BOOL,
+    "train.count_flops": BOOL,
     "train.clear_gradients": BOOL,
     "train.device": DEVICE,
     "train.precision": PRECISION,
@@ -99,7 +122,9 @@ PRETRAIN: dict[str, Rule] = {
     "monitor.images": _whole(4),
     "optim.name": _choice("adam", "adamw", "sgd"),
     "optim.lr": _number(0),
+    "optim.lr_batch": _or_null(_whole(1)),
     "optim.weight_decay": _number(0),
+    "optim.weight_decay_end": _or_null(_number(0)),
     "optim.momentum": _number(0, 1),
     "schedule.kind": _choice("constant", "cosine", "cosine16"),
     "schedule.warmup": _number(0, 1),
@@ -108,19 +133,35 @@ PRETRAIN: dict[str, Rule] = {
     "swa.start": _number(0, 1),
     "swa.every": _whole(1),
     "normalise": _choice("weights", "imagenet"),
-    "data.path": TEXT,
     **DATA,
     "stream.workers": _auto_or(_whole(0)),
     "stream.cache_bytes": _whole(0),
+    "stream.remote_cache_bytes": _whole(0),
     "arms.image_size": _whole(16),
+    "arms.global_size": _whole(16),
+    "arms.local_size": _whole(16),
     "views.crops": (lambda v: isinstance(v, list), "a list of crops"),
     "views.per_arm": _choice("shared", "own"),
     "method.projection": _whole(0),
     "method.projection_hidden": _whole(1),
     "method.noise_rule": BOOL,
     "method.frozen": BOOL,
+    "method.head.prototypes": _whole(2),
+    "method.head.hidden": _whole(1),
+    "method.head.bottleneck": _whole(1),
+    "method.head.batchnorm": BOOL,
+    "method.sees": _choice("all", "locals"),
+    "method.freeze": _whole(0),
+    "method.ema": _number(0, 1),
+    "method.ema_end": _number(0, 1),
+    "method.temperature": POSITIVE,
+    "method.temperature_start": POSITIVE,
+    "method.warmup": _number(0, 1),
+    "method.centre": _number(0, 1),
     "method.side_by_side": BOOL,
     "objective.temperature": POSITIVE,
+    "objective.student_temperature": POSITIVE,
+    "objective.gamma": _number(0),
     "objective.epsilon": POSITIVE,
     "objective.iterations": _whole(1),
     "objective.offdiagonal": _number(0),
@@ -163,9 +204,11 @@ VERIFY: dict[str, Rule] = {
     "seed": _whole(0),
 }
 SHARD: dict[str, Rule] = {
-    "format": _choice("webdataset"),
+    "format": _choice("webdataset", "ffcv"),
+    "mode": _choice("auto", "raw", "jpg", "mixed"),
+    "jpg_share": _number(0, 1),
     "size": _or_null(_whole(16)),
-    "resize": _choice("short", "square"),
+    "resize": _choice("auto", "short", "square"),
     "quality": _or_null(
         (lambda v: isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 100, "a whole number from 1 to 100")
     ),
@@ -219,22 +262,31 @@ def _find(config: JSON, key: str) -> tuple[bool, Any]:
     return True, node
 
 
+def arm_names(config: JSON) -> list[str]:
+    """All arms of the chosen preset."""
+    return [name for name, node in config["arms"].items() if isinstance(node, dict)]
+
+
 def arm_specs(config: JSON) -> dict[str, ArmSpec]:
-    """The arms of a configuration; the same normalisation for both where `normalise=imagenet`."""
-    specs: dict[str, ArmSpec] = {}
-    for name, node in config["arms"].items():
-        if not isinstance(node, dict):
-            continue
+    """The arms that are trained: all, or the one that `arm` names; `normalise=imagenet` normalises them equally."""
+    names, chosen, specs = arm_names(config), config.get("arm"), {}
+    for name in [chosen] if chosen in names else names:
+        node = config["arms"][name]
         values: JSON = {k: tuple(v) if isinstance(v, list) else v for k, v in node.items()}
         spec = ArmSpec(**values)
         if config["normalise"] == "imagenet":
             spec = replace(spec, mean=spec.mean or IMAGENET_MEAN, std=spec.std or IMAGENET_STD)
+        if isinstance(spec.args, dict) and encoders.is_transformer(str(spec.model)):
+            spec = replace(spec, args={**config.get("transformer_args", {}), **spec.args})
         specs[name] = spec
     return specs
 
 
-def check_arms(specs: dict[str, ArmSpec], image_size: Any, problems: Problems) -> None:
-    """Note what is wrong with the arms, without building them."""
+def check_arms(config: JSON, problems: Problems) -> dict[str, ArmSpec]:
+    """The trained arms; notes what is wrong with them, without building them."""
+    names, specs, image_size = arm_names(config), arm_specs(config), config["arms"]["image_size"]
+    known = config.get("arm") in (None, *names)
+    problems.check(known, f"arm={config.get('arm')}: arms has {', '.join(names)}")
     for name, spec in specs.items():
         wrong = _wrong_types(name, spec)
         problems.found += wrong
@@ -242,11 +294,15 @@ def check_arms(specs: dict[str, ArmSpec], image_size: Any, problems: Problems) -
             problems.found += encoders.check(name, spec, image_size, encoders.weights_dir())
         known = spec.optimizer in (None, "adam", "adamw", "sgd")
         problems.check(known, f"arms.{name}.optimizer={spec.optimizer}: adam, adamw or sgd is needed")
-    problems.check(len(specs) == 2, f"arms: {len(specs)} arms ({', '.join(specs)}); CASS compares exactly two")
-    widths = {str(spec.outputs) for spec in specs.values()}
-    problems.check(
-        len(widths) <= 1, f"arms.*.outputs: {', '.join(sorted(widths))}; the objective compares outputs of one width"
-    )
+    return specs
+
+
+def check_views(views: ViewSpec, specs: dict[str, ArmSpec], image_size: int, problems: Problems) -> None:
+    """Note what is wrong with the views, also for these arms."""
+    problems.found += view_problems(views)
+    for number, crop in enumerate(views.crops):
+        for spec in specs.values():
+            problems.found += encoders.check_size(spec, f"views.crops[{number}].size", crop.size, image_size)
 
 
 def _wrong_types(name: str, spec: ArmSpec) -> list[str]:

@@ -9,9 +9,10 @@ from typing import IO
 from cass_scale import machine
 from cass_scale.console import Console
 from cass_scale.data.convert import ALLOWANCE, Conversion, convert, estimate, refuse_other, unfinished
+from cass_scale.data.convert_beton import BetonConversion, Mode
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.scan import SHOWN
-from cass_scale.data.shrink import Recipe
+from cass_scale.data.shrink import Recipe, Resize
 from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.run import lock
@@ -28,15 +29,14 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     out = check(config)
     console = Console(quiet=call.quiet)
     manifest: Manifest = build(without(config["data"], "noise"))
-    recipe = Recipe(config["size"], config["resize"], config["quality"])
-    job = Conversion(manifest, source_of(manifest), out, recipe, config["samples_per_shard"])
+    job = make_job(config, manifest, out)
     refuse_other(job)
     todo = unfinished(job)
     need = estimate(job, todo)
     images = sum(len(job.rows(shard)) for shard in todo)
     console.say("\n".join((*manifest.notes, *bad_lines(manifest))))
     console.say(
-        f"{len(manifest)} images in {job.shards} shards, {job.shards - len(todo)} of them made before; "
+        f"{len(manifest)} images in {job.shards} {job.parts}, {job.shards - len(todo)} of them made before; "
         f"about {need / 2**20:.1f} MiB to write: {out}"
     )
     refuse_small_disk(out, need)
@@ -54,7 +54,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     threads = config["workers"] if config["workers"] != "auto" else machine.cores()
     with claim(out), console.bar(images, 0, unit="image"):
         made = convert(job, todo, threads, Watch(console, images))
-    size = sum(job.tar(shard).stat().st_size for shard in range(job.shards))
+    size = job.size()
     console.say(f"done: {out}, {size / 2**20:.1f} MiB  (next: cass-scale pretrain data.path={out})")
     return record | {"bytes": size, "fingerprint": made.fingerprint(), "seconds": time.perf_counter() - started}
 
@@ -66,8 +66,23 @@ def check(config: JSON) -> Path:
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
     settings.refuse_noise(config, problems)
+    mode, ffcv = config["mode"], config["format"] == "ffcv"
+    problems.check(ffcv or mode == "auto", f"mode={mode} is one of format=ffcv; tars hold image files")
+    lossy = ffcv and mode in ("jpg", "mixed")
+    problems.check(not lossy or config["quality"] is not None, f"quality=null: mode={mode} needs that of its JPEGs")
     problems.raise_if_any()
     return out
+
+
+def make_job(config: JSON, manifest: Manifest, out: Path) -> Conversion:
+    """The conversion of the asked format; what is `auto` depends on it."""
+    ffcv, source, per_shard = config["format"] == "ffcv", source_of(manifest), config["samples_per_shard"]
+    usual: Resize = "square" if ffcv else "short"
+    recipe = Recipe(config["size"], usual if config["resize"] == "auto" else config["resize"], config["quality"])
+    if not ffcv:
+        return Conversion(manifest, source, out, recipe, per_shard)
+    mode: Mode = "raw" if config["mode"] == "auto" else config["mode"]
+    return BetonConversion(manifest, source, out, recipe, per_shard, mode, config["jpg_share"])
 
 
 def claim(out: Path) -> IO[str]:

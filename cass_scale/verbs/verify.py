@@ -19,7 +19,8 @@ from cass_scale.verbs import settings
 from cass_scale.verbs.survey import survey
 
 RECORD, PAGE = "verify.json", "verify.html"
-PACKAGES = ("cass-scale", "numpy", "pillow", "tifffile", "imagecodecs")  # what decides how an image decodes
+# What decides how an image decodes.
+PACKAGES = ("cass-scale", "numpy", "pillow", "tifffile", "imagecodecs", "pydicom", "nibabel", "openslide-python")
 
 
 def run(config: JSON, build: Callable[..., Any], call: Call) -> JSON:

@@ -21,16 +21,20 @@ from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
 from cass_scale.encoders import ArmSpec
-from cass_scale.errors import ConfigError
+from cass_scale.errors import ConfigError, DataError
+from cass_scale.estimate import Estimate, estimate
 from cass_scale.methods.base import Method
 from cass_scale.run import Run
-from cass_scale.types import JSON, Stream
+from cass_scale.schedule import Rates, cosine, make_schedule
+from cass_scale.types import JSON, Progress, Stream
+from cass_scale.verbs import settings
 
 Build = Callable[..., Any]
+DEEP = ("folder", "webdataset")  # streams that keep 16 bit
 SEED_STRIDE = 1_000_003  # a prime no study's list of seeds will span
 PACKAGES = (
     "cass-scale", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "scikit-learn",
-    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda130", "ffcv",
 )  # fmt: skip
 
 
@@ -134,7 +138,16 @@ def open_stream(
     keep: bool = True,
     **extra: Any,
 ) -> Stream:
-    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can."""
+    """A stream of the configured kind over a plan; `keep` decoded images in memory where that kind can.
+
+    Raises ConfigError when it would cut 16 bit to 8.
+    """
+    kind = stream["_target_"].split(".")[-2]
+    if manifest.depth > 8 and kind not in DEEP:
+        raise ConfigError(
+            f"stream={kind} has 8 bit per channel, the images of {manifest.name} have 16; use stream="
+            f"{' or stream='.join(DEEP)}"
+        )
     node = stream | {"workers": workers(stream["workers"])}
     if not keep and "cache_bytes" in node:
         node["cache_bytes"] = 0
@@ -159,7 +172,7 @@ def check_needs(config: JSON, method: Method, stream: Stream) -> None:
 
 
 def probe_images(config: JSON, build: Build, manifest: Manifest, ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Fixed images uint8 [P, 3, S, S] and their ids: the same ones at every look, in every run of this seed."""
+    """Fixed images, uint8 or uint16 [P, 3, S, S], and their ids: the same at every look, in every run of this seed."""
     few = Plan(ids, len(ids), seed=config["seed"], shuffle=False, tail="keep")
     node, size = config["stream"] | {"workers": 0}, config["arms"]["image_size"]
     with closing(noisy(config, open_stream(node, build, manifest, few, size, place, keep=False))) as stream:
@@ -172,22 +185,45 @@ def noisy(config: JSON, stream: Stream) -> Stream:
     return NoiseStream(stream, config["seed"]) if config["data"]["noise"] else stream
 
 
-def arm_seeds(seed: int, names: list[str]) -> dict[str, int]:
-    """A seed for the random weights of each arm: equal architectures differ, also between neighbouring seeds."""
-    return {name: seed + i * SEED_STRIDE for i, name in enumerate(names)}
+def arm_seeds(config: JSON) -> dict[str, int]:
+    """A seed for the random weights of each arm: equal architectures differ, also between neighbouring seeds.
+
+    An arm that is trained alone starts from the weights that it has beside the others.
+    """
+    return {name: config["seed"] + i * SEED_STRIDE for i, name in enumerate(settings.arm_names(config))}
+
+
+def method_class(config: JSON, build: Build) -> type[Method]:
+    """The class of the configured method: what it needs is known before one is made."""
+    kind: type[Method] = build({"_target_": config["method"]["_target_"], "_partial_": True}).func
+    return kind
 
 
 def make_method(config: JSON, build: Build, specs: dict[str, ArmSpec], *, load: bool = True) -> Method:
     """Encoders from their specifications, then the method around them. Same seed, same random weights."""
-    size, seed = config["arms"]["image_size"], config["seed"]
+    size, seed, seeds = config["arms"]["image_size"], config["seed"], arm_seeds(config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + len(specs) * SEED_STRIDE)  # projectors are initialised by the method
-        seeds = arm_seeds(seed, list(specs))
+        torch.manual_seed(seed + len(seeds) * SEED_STRIDE)  # heads are initialised by the method
         arms = {name: encoders.build(spec, size, seeds[name], load=load) for name, spec in specs.items()}
-        for encoder, _ in arms.values() if load else ():
-            speed_up(encoder, config["train"])
         method: Method = build(without(config["method"], "name"), arms, build(config["objective"]), seed=seed)
+    for encoder in method.encoders().values() if load else ():
+        speed_up(encoder, config["train"])
     return method
+
+
+def cost(
+    config: JSON, build: Build, specs: dict[str, ArmSpec], micro_batch: int, activation_bytes: int = 4
+) -> Estimate:
+    """FLOPs and memory of the configured step. Raises ConfigError for a body that computes only with real numbers."""
+    try:
+        with torch.device("meta"):
+            method = make_method(config, build, specs, load=False)
+        return estimate(method, build(config["views"]), micro_batch, activation_bytes)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"train.count_flops=true: a step of these arms cannot be counted without computing it ({error}); "
+            "set train.count_flops=false"
+        ) from error
 
 
 def speed_up(encoder: encoders.Encoder, keys: JSON) -> None:
@@ -198,6 +234,36 @@ def speed_up(encoder: encoders.Encoder, keys: JSON) -> None:
         encoder.use_recompute()
     if keys["compile"]:
         encoder.use_compile(keys["compile"])
+
+
+def training_rows(manifest: Manifest, needs: frozenset[str]) -> Tensor:
+    """Rows of the training split, which alone is seen; the labelled ones for a method that needs labels.
+
+    Raises DataError where labels are needed and there are none.
+    """
+    rows = manifest.rows("train")
+    if "label" not in needs:
+        return rows
+    rows = rows[manifest.labelled()[rows]]
+    if not len(rows):
+        raise DataError(
+            f"{manifest.name} has no labelled training images, which this method learns from: add labels.csv (columns "
+            "path,label), or class folders"
+        )
+    return rows
+
+
+def make_rates(config: JSON) -> Callable[[Progress], Rates]:
+    """Learning rate, for the batch size that it is given for, and weight decay along half a cosine."""
+    optim_keys, batch_size = config["optim"], config["train"]["batch_size"]
+    lr = optim_keys["lr"] * batch_size / (optim_keys["lr_batch"] or batch_size)
+    first, last = optim_keys["weight_decay"], optim_keys["weight_decay_end"]
+    rate = make_schedule(batch_size=batch_size, **config["schedule"])
+
+    def rates(at: Progress) -> Rates:
+        return Rates(rate(at, lr), first if last is None else cosine(at.fraction, start=first, end=last))
+
+    return rates
 
 
 def make_optimizer(method: Method, keys: JSON, device: torch.device) -> torch.optim.Optimizer:

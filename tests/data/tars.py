@@ -11,7 +11,9 @@ import pytest
 
 from cass_scale.data import sources
 from cass_scale.data.convert import Conversion, convert, refuse_other, unfinished
+from cass_scale.data.convert_beton import BetonConversion
 from cass_scale.data.dali import DaliStream
+from cass_scale.data.ffcv import FFCVStream
 from cass_scale.data.folder import Files, FolderStream
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
@@ -20,9 +22,11 @@ from cass_scale.data.webdataset import WebDatasetStream
 from cass_scale.types import Stream
 from tests.data.images import fill, labels_csv
 
-STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream, "dali": DaliStream}
+STREAMS = {"folder": FolderStream, "webdataset": WebDatasetStream, "dali": DaliStream, "ffcv": FFCVStream}
 CACHING = ("folder", "webdataset")  # keep decoded images
-AS_IT_IS = Recipe(None)
+NEEDS = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+SIZE = 12  # of the images in a batch
+AS_IT_IS, SQUARE = Recipe(None), Recipe(SIZE, "square")
 
 
 def grouped(folder: Path, number: int, side: int = 20, kind: str = "png") -> Manifest:
@@ -40,10 +44,19 @@ def sharded(manifest: Manifest, out: Path, recipe: Recipe = AS_IT_IS, per_shard:
     return convert(job, unfinished(job), workers, lambda: None)
 
 
+def betoned(
+    manifest: Manifest, out: Path, recipe: Recipe = SQUARE, per_shard: int = 7, workers: int = 2, **how: Any
+) -> Manifest:
+    """The same into a .beton."""
+    job = BetonConversion(manifest, Files(manifest), out, recipe, per_shard, **how)
+    refuse_other(job)
+    return convert(job, unfinished(job), workers, lambda: None)
+
+
 def open_stream(kind: str, manifest: Manifest, plan: Plan, workers: int = 0, **options: Any) -> Stream:
-    if kind == "dali":
-        pytest.importorskip("nvidia.dali", reason="needs the extra `dali`")
-    made: Stream = STREAMS[kind](manifest, plan, **{"size": 12, "workers": workers, "device": "cpu", **options})
+    if kind in NEEDS:
+        pytest.importorskip(NEEDS[kind], reason=f"needs the extra `{kind}`")
+    made: Stream = STREAMS[kind](manifest, plan, **{"size": SIZE, "workers": workers, "device": "cpu", **options})
     return made
 
 

@@ -69,11 +69,11 @@ def test_folders_that_hold_nothing_each_say_so(home: Path, tmp_path: Path) -> No
     home.mkdir()
     with pytest.raises(DataError, match=r"is an empty folder; images are looked for as .jpg .jpeg .png"):
         sources.folder(home)
-    (home / "scan.dcm").write_bytes(b"x")
+    (home / "scan.mha").write_bytes(b"x")
     with pytest.raises(DataError, match=r"no image in data.path=.*looked in all its folders for .jpg"):
         sources.folder(home)
     with pytest.raises(DataError, match="is a file; give the folder"):
-        sources.folder(home / "scan.dcm")
+        sources.folder(home / "scan.mha")
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "a/../../b.png", "/etc/x.png", "C:/x.png", "..\\x.png"])

@@ -89,7 +89,7 @@ def test_finished_shards_are_left_alone_and_broken_ones_made_again(tmp_path: Pat
     (out / "shard-000000.index").unlink()
     (out / "shard-000002.tar").write_bytes(want["shard-000002.tar"][:-1000])
     (out / "manifest.csv").unlink()
-    (out / ".shard-000000.tar.abc").write_bytes(b"left by a killed one")
+    (out / ".shard-000000.tar.77.tmp").write_bytes(b"left by a killed one")
     kept = (out / "shard-000001.tar").stat().st_mtime_ns
     with pytest.raises(DataError, match="2 of 3 shards are made; finish with the same"):
         shards(out)

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cass_scale.data import sources
 from cass_scale.data.dali import DaliStream
-from cass_scale.data.decode import decode, plain
+from cass_scale.data.decode import decode, unambiguous
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.plan import Plan
 from cass_scale.errors import DataError, MissingExtra
@@ -113,14 +113,14 @@ def check_kinds(found: dict[str, torch.Tensor], near: float = 0.5) -> None:
 @pytest.mark.parametrize("name", [*FOR_DALI, *FOR_US, *REFUSED])
 def test_headers_tell_what_every_decoder_understands_alike(name: str) -> None:
     data = (FOR_DALI | FOR_US | REFUSED)[name]
-    assert plain(data) == (name not in FOR_US)
+    assert unambiguous(data) == (name not in FOR_US)
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"404 not found", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n\0\0", b"\x89PNG\r\n\x1a\n" * 9]
 )
 def test_broken_headers_are_left_to_our_decoder(data: bytes) -> None:
-    assert not plain(data)
+    assert not unambiguous(data)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 99])

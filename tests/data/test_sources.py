@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cass_scale.data import sources
 from cass_scale.data.decode import read_image
-from cass_scale.data.scan import Checked, scan
+from cass_scale.data.layouts import Listing
+from cass_scale.data.scan import Scan, scan
 from cass_scale.errors import DataError
 from cass_scale.machine import cache_folder
 from tests.data.images import fill, labels_csv
@@ -137,9 +138,9 @@ def test_real_groups(shared: Path) -> None:
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
 
-    def counted(root: Path, keys: Sequence[str], workers: int | None) -> list[Checked]:
-        seen.append(len(keys))
-        return scan(root, keys, workers)
+    def counted(root: Path, listing: Listing, *how: Any, **options: Any) -> Scan:
+        seen.append(len(listing.keys))
+        return scan(root, listing, *how, **options)
 
     monkeypatch.setattr(sources, "scan", counted)
     return seen

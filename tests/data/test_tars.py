@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cass_scale.data.decode import decode
-from cass_scale.data.layouts import holds_shards
+from cass_scale.data.layouts import shard_format
 from cass_scale.data.manifest import Bad
 from cass_scale.data.plan import Plan
 from cass_scale.data.shards import shards
@@ -175,12 +175,12 @@ def test_places_without_shards_each_say_so(home: Path, tmp_path: Path) -> None:
 
 
 def test_what_counts_as_a_set_of_shards(home: Path, tmp_path: Path) -> None:
-    assert not holds_shards(tmp_path / "nowhere")
+    assert shard_format(tmp_path / "nowhere") is None
     write_tar(home / "a.tar", ("0.png", image(0)))
     (home / ".cache").mkdir()
-    assert holds_shards(home)
+    assert shard_format(home) == "webdataset"
     fill(home, "class/1.png")  # a downloaded archive beside the images that came out of it
-    assert not holds_shards(home)
+    assert shard_format(home) is None
 
 
 def test_a_gzipped_tar_is_not_mistaken(home: Path) -> None:

@@ -12,6 +12,7 @@ from cass_scale.errors import ConfigError
 from cass_scale.methods.base import Method, views_by_arm
 from cass_scale.methods.cass import CASS
 from cass_scale.methods.supervised import Supervised
+from cass_scale.schedule import Rates
 from cass_scale.types import Batch, Progress
 
 SIZE, NOW = 32, Progress(0, 3, 12, 100)
@@ -125,7 +126,7 @@ def test_the_null_control_moves_batchnorm_statistics_and_nothing_else() -> None:
     optimizer = optim.build(method.param_groups(), **keys)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in method.state_dict().items()}
     for step in range(2):
-        optim.set_lr(optimizer, 1e-3)
+        optim.set_rates(optimizer, Rates(1e-3, 0.1), 0)
         method([view(step)], BATCH, NOW).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -184,7 +185,7 @@ def test_a_method_must_say_what_it_is() -> None:
 
 def test_supervised_scores_labels_and_needs_them() -> None:
     encoder, _ = encoders.build(CNN, SIZE, 0)
-    method = Supervised("cnn", encoder, 3, nn.functional.cross_entropy)
+    method = Supervised({"cnn": (encoder, nn.Linear(encoder.dim, 3))}, nn.functional.cross_entropy)
     labelled = BATCH._replace(label=torch.tensor([0, 1, 2, 0]))
     wanted = nn.functional.cross_entropy(method.outputs([view()])["cnn"].outputs, torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(method([view()], labelled, NOW).loss, wanted)
