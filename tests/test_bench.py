@@ -29,6 +29,8 @@ def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "one_side.py").write_text(STEP)
     (tmp_path / "a_staying_side.py").write_text(STAYS)
     (tmp_path / "a_broken_side.py").write_text("raise SystemExit('no such loader')")
+    told = "print('{\"error\": \"rank 1: no room\"}'); raise SystemExit('a report of the launcher')"
+    (tmp_path / "a_side_that_tells.py").write_text(told)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
@@ -41,7 +43,9 @@ def test_sides_take_turns_in_alternating_order(side: None) -> None:
 
 
 def test_a_side_that_fails_is_told_once_and_the_others_go_on(side: None) -> None:
-    found = in_turns({"bad": ["a_broken_side"], "good": ["one_side", "good"]}, 3, lambda text: None)
+    sides = {"bad": ["a_broken_side"], "telling": ["a_side_that_tells"], "good": ["one_side", "good"]}
+    found = in_turns(sides, 3, lambda text: None)
+    assert failed(found["telling"]) == "rank 1: no room"
     assert failed(found["bad"]) == "no such loader" and len(found["bad"]) == 1
     assert failed(found["good"]) == "" and len(found["good"]) == 3
 

@@ -108,9 +108,12 @@ def test_what_cannot_be_measured_is_refused(four_cores: None, words: list[str], 
         run(*words)
 
 
-def test_a_launcher_too_many_and_one_too_few(four_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_too_many_and_one_too_few(
+    four_cores: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ConfigError, match="2 ranks were asked for and 1 came"):
-        ranks.child({"ranks": 2})
+        ranks.main({"ranks": 2})
+    assert json.loads(capsys.readouterr().out)["error"].startswith("rank 0: ConfigError")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="run it without torchrun"):
         run()
