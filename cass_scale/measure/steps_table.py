@@ -104,9 +104,9 @@ def predictions(limits: Limits, figures: JSON) -> list[JSON]:
     found = []
     for row in rows(figures):
         name, flops = row["precision"], 1e9 * row["gflop_per_sample"]
-        if peak := figures["peaks"]["matrix_product"].get(name):
-            side = {"variant": row["variant"], "batch": row["train_batch_size"]}
-            found.append(side | predicted(limits, name, flops, row["train_samples_per_sec"], peak))
+        peak = figures["peaks"]["matrix_product"].get(name)
+        if peak and (one := predicted(limits, name, flops, row["train_samples_per_sec"], peak)):
+            found.append({"variant": row["variant"], "batch": row["train_batch_size"], **one})
     return found
 
 

@@ -40,12 +40,13 @@ def _text(value: object) -> str:
     return " and ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def predicted(limits: Limits, precision: str, flops_per_image: float, images_per_s: float, peak: float) -> JSON:
-    """What the card itself would do, from a rate and the FLOP/s of a matrix product that were measured here."""
+def predicted(limits: Limits, precision: str, flops_per_image: float, images_per_s: float, peak: float) -> JSON | None:
+    """What the card itself would do, from a rate and the FLOP/s of a matrix product that were measured here.
+
+    None in a precision that the card has not.
+    """
     card = peaks.peak(limits.card, precision)
-    if card is None:
-        raise ValueError(f"{limits.card} has no {precision} in the table of datasheets")
-    return {"precision": precision, **on_card(flops_per_image, images_per_s, peak, card)}
+    return {"precision": precision, **on_card(flops_per_image, images_per_s, peak, card)} if card else None
 
 
 def prediction(place: Place, record: JSON) -> JSON | None:
