@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "study", "verify"]
+__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "status", "study", "verify"]
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -26,6 +26,11 @@ def pretrain(*overrides: str, **keys: Any) -> dict[str, Any]:
 def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Score the encoders of a run on held-back images; returns the evaluation's record."""
     return dict(_call("evaluate", overrides, keys))
+
+
+def status(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Where a running or dead run stands: step, rate, hours left, last loss, checkpoint, and every rank's heartbeat."""
+    return dict(_call("status", overrides, keys))
 
 
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:

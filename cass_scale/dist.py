@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -36,13 +37,37 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return x / td.get_world_size()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank."""
-    if not active():
-        return flag
-    x = torch.tensor([1.0 if flag else 0.0], device=device)
-    td.all_reduce(x, op=td.ReduceOp.MAX)
-    return bool(x.item())
+def store() -> Any:
+    """A connection of its own to the store of the process group, for a thread; None for one rank."""
+    whole: Any = td.distributed_c10d._get_default_store() if active() else None  # torch has no public way
+    return whole and whole.clone()
+
+
+def holds_store() -> bool:
+    """Whether the store ends with this process. Under torchrun its agent holds it."""
+    return active() and td.get_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def highest_later(group: td.ProcessGroup | None, value: int) -> Callable[[], int]:
+    """Start to agree on the largest of all ranks' values; what is returned gives it, and waits for what is missing.
+
+    group: `host_group()`, so that neither the device nor its collectives wait for it. None: this rank's own value.
+    """
+    if group is None:
+        return lambda: value
+    x = torch.tensor(value)
+    work = td.all_reduce(x, op=td.ReduceOp.MAX, group=group, async_op=True)
+
+    def answer() -> int:
+        work.wait()
+        return int(x)
+
+    return answer
+
+
+def host_group() -> td.ProcessGroup | None:
+    """All ranks again, for small things between hosts beside what devices say to each other; None for one rank."""
+    return td.new_group(backend="gloo") if active() else None
 
 
 def of_all_ranks(value: T) -> list[T]:

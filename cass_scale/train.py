@@ -59,15 +59,19 @@ def train(
             start = at.step % stream.steps_per_epoch
             batches = run.meter.wait("data", stream.epoch(at.epoch, start))
             for _ in range(start, min(stream.steps_per_epoch, start + last - at.step)):
+                run.before_step(at.step + 1)
                 rates = schedule(at)
                 set_rates(optimizer, rates, at.epoch)
-                means = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
+                means, ids = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
-                stopping = stop.asked(accelerator.device)
-                ledger.step(at, rates.lr, means, ending=stopping or at.step == last)
+                run.meter.steps += 1
+                stopping = stop.asked()
+                ledger.step(at, rates.lr, means, ids, ending=stopping or at.step == last)
                 if stopping and at.step < last:
+                    accelerator.wait_for_everyone()  # a launcher ends all ranks some time after the first has gone
                     raise Preempted(f"{stop.name}: saved at step {at.step}; run the same command again to continue")
+    run.before_step(None)
     if average and at.step == whole:
         average.finish(method, (make_views(b.images, views, b.index, seed=todo.seed, epoch=0) for b in stream.epoch(0)))
     return at
@@ -82,9 +86,10 @@ def update(
     accelerator: Accelerator,
     todo: Todo,
     meter: Meter,
-) -> dict[str, Tensor]:
-    """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device."""
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device, and ids."""
     means: dict[str, Tensor] = {}
+    ids: list[Tensor] = []
     for micro in range(todo.accumulate):
         batch = next(batches)
         with meter("views"):
@@ -93,6 +98,7 @@ def update(
         with meter("step"), silent:
             out = model(crops, batch, at)
             accelerator.backward(out.loss / todo.accumulate)
+        ids.append(batch.index)
         for key, value in {"loss": out.loss.detach(), **out.metrics}.items():
             means[key] = means.get(key, 0.0) + value / todo.accumulate
     with meter("step"):
@@ -104,7 +110,7 @@ def update(
         optimizer.step()
         if todo.clear_gradients:
             optimizer.zero_grad(set_to_none=True)
-    return means
+    return means, ids
 
 
 def advance(at: Progress, stream: Stream, todo: Todo) -> Progress:

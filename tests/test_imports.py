@@ -15,13 +15,13 @@ import cass_scale
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
-    "types errors words dist rng machine",
-    "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim "
-    "methods.base",
+    "types errors words dist rng machine signals locks",
+    "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim board "
+    "heartbeat pulse traces methods.base",
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
     "robustness studies claims study_page",
     "ledger train evaluation checkup",
-    "cli verbs measure __init__ __main__",
+    "cli usage verbs measure __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
 RIVALS = "measure.rivals"  # what the streams are held against uses the libraries in its own way
@@ -42,6 +42,7 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
 }
 WITHOUT_TORCH = (
     "types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup", "grid", "slots", "forecast",
+    "usage", "signals", "locks", "heartbeat",
 )  # fmt: skip
 
 

@@ -29,8 +29,9 @@ from cass_scale.evaluation.knn import knn
 from cass_scale.evaluation.linear import linear
 from cass_scale.evaluation.metrics import scores
 from cass_scale.ledger import Todo
+from cass_scale.locks import lock
 from cass_scale.meter import Meter
-from cass_scale.run import Run, lock
+from cass_scale.run import Run
 from cass_scale.types import JSON, Call, Stream, ViewSpec
 from cass_scale.verbs import settings
 from cass_scale.verbs.folder import MANIFEST

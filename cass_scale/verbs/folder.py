@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from cass_scale import records
 from cass_scale.data.manifest import Manifest
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import CassScaleError, Collapsed, ConfigError, Preempted
-from cass_scale.run import Run, differences, lock
+from cass_scale.locks import lock
+from cass_scale.run import Run, differences
 from cass_scale.types import JSON, Call
 from cass_scale.verbs.wire import PACKAGES, Place, without
 
@@ -20,7 +22,7 @@ from cass_scale.verbs.wire import PACKAGES, Place, without
 # was resolved, since `auto` means another one on another device.
 FREE = (
     "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
-    "train.trackers", "train.count_flops",
+    "train.trackers", "train.count_flops", "train.hang_minutes", "profile",
 )  # fmt: skip
 MANIFEST = "manifest.csv"
 
@@ -168,5 +170,6 @@ def outcome(run: Run) -> Iterator[None]:
         ended = {Preempted: "preempted", Collapsed: "stopped"}
         status = next((word for kind, word in ended.items() if isinstance(error, kind)), "failed")
         text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
+        run.console.note(text if isinstance(error, CassScaleError) else traceback.format_exc())
         run.update(status=status, finished=records.now(), error=text)
         raise

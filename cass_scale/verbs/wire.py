@@ -56,6 +56,11 @@ class Place:
         """Number of ranks."""
         return int(self.accelerator.num_processes)
 
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes for all."""
+        return bool(self.accelerator.is_main_process)
+
     def agreed(self, value: str) -> str:
         """The main rank's value, on every rank."""
         values = [value]
