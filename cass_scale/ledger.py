@@ -204,12 +204,14 @@ class Ledger:
         self.window = Window(run)
 
     def look_before_the_first_step(self, at: Progress) -> None:
-        """The row of step 0: what observers see before anything has been trained."""
-        self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
+        """The row of step 0, unless the run resumes: what observers see before anything has been trained."""
+        if at.step == 0:
+            self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
 
     def step(self, at: Progress, lr: float, means: dict[str, Tensor], ids: list[Tensor], *, ending: bool) -> None:
         """Book one optimizer step. Raises NonFinite rather than log or save a broken state."""
         todo, run = self.todo, self.run
+        run.meter.steps += 1
         self.window.add(means, ids)
         run.console.step(at.step)
         seen: JSON = {}
@@ -221,6 +223,8 @@ class Ledger:
             self._keep_best(at)
         if ending or at.step % todo.save_every == 0:
             self._save(at)
+        if ending:
+            run.before_step(None)
 
     def _look(self, at: Progress) -> JSON:
         if self.observe is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -51,8 +51,7 @@ def train(
     at = trainee.resume(run, Progress(0, 0, 0, total_samples=whole * todo.batch_size))
     ledger = Ledger(trainee, todo, run, observe, last)
     with checkpoint.StopSignal() as stop, run.console.bar(last, at.step):
-        if at.step == 0:
-            ledger.look_before_the_first_step(at)
+        ledger.look_before_the_first_step(at)
         while at.step < last:
             model.train()
             method.on_epoch(at.epoch)
@@ -65,13 +64,10 @@ def train(
                 means, ids = update(model, wrapped, batches, views, at, accelerator, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
-                run.meter.steps += 1
                 stopping = stop.asked()
                 ledger.step(at, rates.lr, means, ids, ending=stopping or at.step == last)
                 if stopping and at.step < last:
-                    accelerator.wait_for_everyone()  # a launcher ends all ranks some time after the first has gone
-                    raise Preempted(f"{stop.name}: saved at step {at.step}; run the same command again to continue")
-    run.before_step(None)
+                    leave(stop.name, at, accelerator)
     if average and at.step == whole:
         average.finish(method, (make_views(b.images, views, b.index, seed=todo.seed, epoch=0) for b in stream.epoch(0)))
     return at
@@ -111,6 +107,12 @@ def update(
         if todo.clear_gradients:
             optimizer.zero_grad(set_to_none=True)
     return means, ids
+
+
+def leave(signal: str, at: Progress, accelerator: Accelerator) -> NoReturn:
+    """Raise Preempted once all ranks are here: a launcher ends the others some seconds after the first has gone."""
+    accelerator.wait_for_everyone()
+    raise Preempted(f"{signal}: saved at step {at.step}; run the same command again to continue")
 
 
 def advance(at: Progress, stream: Stream, todo: Todo) -> Progress:

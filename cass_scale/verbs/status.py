@@ -23,12 +23,8 @@ def run(config: JSON, build: object, call: Call) -> JSON:
     if config["json"]:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return found
-    width = 12
     for name, text in lines(found):
-        console.say(f"{name:<{width}}{text}")
-    if found["ranks"]:
-        console.say("")
-        console.table(("rank", "step", "doing", "s per step", "data wait, s per step", "heard", "where"), ranks(found))
+        console.say(f"{name:<12}{text}")
     return found
 
 
@@ -51,15 +47,11 @@ def lines(found: JSON) -> list[tuple[str, str]]:
         ("heartbeat", f"{when(found['heartbeat_s'])} ago" if found["heartbeat_s"] is not None else ""),
         ("error", found["error"] or ""),
     ]
-    return [(name, text) for name, text in shown if text]
+    return [(name, text) for name, text in shown if text] + [(f"rank {b['rank']}", beat(b)) for b in found["ranks"]]
 
 
-def ranks(found: JSON) -> list[tuple[object, ...]]:
-    """A row of the table for every rank."""
-    return [
-        (
-            beat["rank"], beat["step"], beat["doing"] or "-", f"{beat['step_s']:.3f}", f"{beat['data_s']:.3f}",
-            f"{when(beat['age_s'])} ago", f"{beat['host']}, process {beat['pid']}, {beat['where']}",
-        )
-        for beat in found["ranks"]
-    ]  # fmt: skip
+def beat(found: JSON) -> str:
+    """One rank's last sign of life."""
+    pace = f"{found['step_s']:.3f} s per step and {found['data_s']:.3f} s waiting for data"
+    place = f"step {found['step']}, {found['doing'] or 'between'}, {found['where']}"
+    return f"{when(found['age_s'])} ago in {place}; {pace} (process {found['pid']} on {found['host']})"
