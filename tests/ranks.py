@@ -21,6 +21,7 @@ WORDS = (
     "train.batch_size=8", "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.images=8",
     "monitor.every=50", "train.log_every=1", "train.count_flops=false", "train.save_every=2", "train.epochs=6",
 )  # fmt: skip
+TOGETHER = "all ranks are here"
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["cass_scale.verbs.pretrain", "accelerate", "timm", __name__])
 
@@ -119,36 +120,34 @@ def rank_1_sees_nan(rank: int) -> None:
 
 
 def the_disk_fills_up(rank: int) -> None:
-    """With rank 0's second checkpoint."""
+    """With the checkpoint of step 4."""
     import torch
 
-    real, calls = torch.save, []
+    real = torch.save
 
-    def full(state: object, file: Any) -> None:
-        calls.append(1)
-        if rank == 0 and len(calls) == 4:
+    def full(state: Any, file: Any, *args: Any, **keys: Any) -> None:
+        if rank == 0 and isinstance(state, dict) and state.get("at", {}).get("step") == 4:
             file.write(b"half")
             raise OSError(28, "No space left on device")
-        real(state, file)
+        real(state, file, *args, **keys)
 
-    torch.save = full  # type: ignore[assignment]
+    torch.save = full
 
 
-def rank_1_cannot_be_heard(rank: int) -> None:
-    """It says nothing from its third step on, as if its host were cut off; patience is short."""
+def rank_1_is_cut_off(rank: int) -> None:
+    """From its third step on: it hangs, and hears and says nothing. Patience is short."""
     from cass_scale import pulse
 
     pulse.SILENT, pulse.GRACE = 6.0, 2.0
     rank_1_hangs(rank)
-    if rank == 1:
-        pulse.SILENT, real = 1000.0, pulse.Pulse.step
+    real = pulse.Pulse.step
 
-        def step(self: pulse.Pulse, number: int | None) -> None:
-            real(self, number)
-            if number == 3:
-                self.board.exchange = lambda beat: None  # type: ignore[method-assign]
+    def step(self: pulse.Pulse, number: int | None) -> None:
+        real(self, number)
+        if rank == 1 and number == 3:
+            self.board.exchange = lambda beat: None  # type: ignore[method-assign]
 
-        pulse.Pulse.step = step  # type: ignore[method-assign]
+    pulse.Pulse.step = step  # type: ignore[method-assign]
 
 
 def rank_0_is_slow_to_begin(rank: int) -> None:
@@ -162,3 +161,16 @@ def rank_0_is_slow_to_begin(rank: int) -> None:
         return real()
 
     records.env = env
+
+
+def ranks_note_that_they_are_together(rank: int) -> None:
+    """From then on they have to see to each other's end; before, a launcher has to."""
+    from cass_scale import pulse
+
+    real = pulse.Pulse.__enter__
+
+    def enter(self: pulse.Pulse) -> pulse.Pulse:
+        print(TOGETHER, flush=True)
+        return real(self)
+
+    pulse.Pulse.__enter__ = enter  # type: ignore[method-assign]
