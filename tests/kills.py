@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from cass_scale import records
-from tests.ranks import TOGETHER, Job
+from tests.forked import TOGETHER, Job
 
 LIMIT = 60  # seconds
 NOTE = "ranks_note_that_they_are_together"
@@ -68,7 +68,8 @@ def kill(job: Job, victim: int) -> str:
     said = job.said(1 - victim)
     assert code is not None, f"rank {1 - victim} did not end within {LIMIT} s: {said}"
     assert code == 0 or f"rank {victim}" in said, said
-    return f"at step {max(steps(job.run), default=0) if job.run.is_dir() else 0}; the other ended {time.monotonic() - killed:.0f} s later"
+    step, seconds = max(steps(job.run), default=0), time.monotonic() - killed
+    return f"at step {step}; the other ended {seconds:.0f} s later"
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def workers(asked: int | str) -> int:
 @contextmanager
 def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
     """Send every metrics row also to the trackers that `place` was opened with; `about` is shown as their settings."""
-    place.accelerator.init_trackers("cass_scale", config=about)
+    place.accelerator.init_trackers("cass_scale", config=about, init_kwargs=beside(run.folder, place))
 
     def track(row: JSON, step: int) -> None:
         place.accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
@@ -130,6 +130,16 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
     finally:
         for tracker in place.accelerator.trackers:
             tracker.finish()  # else the next run of this process would write into the same one
+
+
+def beside(folder: Path, place: Place) -> JSON:
+    """What keeps the files of trackers in the run's folder, where their own variables name no other place."""
+    asked = {str(name) for name in place.accelerator.log_with}
+    if "mlflow" in asked and place.main and not os.environ.get("MLFLOW_TRACKING_URI"):
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{folder.absolute() / 'mlflow.db'}")
+    return {"wandb": {"dir": os.environ.get("WANDB_DIR", str(folder))}} if "wandb" in asked else {}
 
 
 def open_stream(
