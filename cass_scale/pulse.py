@@ -22,10 +22,10 @@ import torch
 
 from cass_scale import dist
 from cass_scale.board import Board
-from cass_scale.errors import EXIT_FAILED, CassScaleError, RankLost
+from cass_scale.errors import EXIT_FAILED, CassScaleError, Preempted, RankLost
 from cass_scale.heartbeat import HEARTBEAT
 from cass_scale.meter import Meter
-from cass_scale.signals import deaf
+from cass_scale.signals import Ended, deaf
 from cass_scale.types import JSON
 
 PERIOD = 1.0  # seconds between beats
@@ -105,9 +105,11 @@ class Pulse:
                 if words and words["rank"] != self.rank:
                     self._leaving = True
                     raise RankLost(words["text"], words["code"]) from error
+            if isinstance(error, Ended):
+                error = Preempted(str(error))
             self._leaving = True
             self._leave(error)
-            raise
+            raise error
 
     def _who_broke(self) -> JSON | None:
         """Last words, waited for as long as a dead rank takes to be noticed: a collective has failed."""

@@ -14,9 +14,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends USR1 be
 ENDING = (signal.SIGTERM, signal.SIGUSR1)  # SIGINT is Python's own KeyboardInterrupt
 
 
+class Ended(BaseException):
+    """Raised by a signal, past everybody who catches any Exception; a verb raises Preempted for it."""
+
+
 @contextmanager
 def ending_in_order(*, for_good: bool = False) -> Iterator[None]:
-    """Inside, the first such signal raises Preempted and further ones do nothing: files are being put in order.
+    """Inside, the first such signal raises Ended and further ones do nothing: files are being put in order.
+
+    What comes out is Preempted.
 
     A loop that can save takes the signals over while it runs. for_good: the process is about to end, and what
     its launcher sends it when another rank has gone shall not change its exit code.
@@ -29,11 +35,13 @@ def ending_in_order(*, for_good: bool = False) -> Iterator[None]:
         for one in ENDING:
             signal.signal(one, signal.SIG_IGN)
         name = signal.Signals(number).name
-        raise Preempted(f"{name}: ended outside of training, nothing is half written; run the same command again")
+        raise Ended(f"{name}: ended outside of training, nothing is half written; run the same command again")
 
     before = {number: signal.signal(number, end) for number in ENDING}
     try:
         yield
+    except Ended as ended:
+        raise Preempted(str(ended)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if for_good else handler)

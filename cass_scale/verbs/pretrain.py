@@ -94,7 +94,7 @@ def run_at(
         sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
         console.say("\n".join((*manifest.notes, f"{sizes}, {place.precision.why}; {folder}")))
         about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
-        with outcome(the_run), pulse.explaining(), closing(stream), wire.tracking(place, the_run, about):
+        with outcome(the_run), closing(stream), wire.tracking(place, the_run, about), pulse.explaining():
             work(config, build, method, stream, manifest, place, the_run)
     return records.read(folder)
 
