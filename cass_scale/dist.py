@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 from torch import Tensor
 from torch import distributed as td
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 T = TypeVar("T")
 
@@ -38,9 +41,32 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def store() -> Any:
-    """A connection of its own to the store of the process group, for a thread; None for one rank."""
-    whole: Any = td.distributed_c10d._get_default_store() if active() else None  # torch has no public way
-    return whole and whole.clone()
+    """A corner of the process group's store, and a connection of its own, for a thread; None for one rank.
+
+    All ranks must ask: a launcher's store may outlive a process group, and the corner is that of this one.
+    """
+    if not active():
+        return None
+    whole: Any = td.distributed_c10d._get_default_store()  # torch has no public way
+    return td.distributed_c10d.PrefixStore(of_all_ranks(uuid4().hex)[0], whole.clone())
+
+
+def init_method() -> str | None:
+    """How ranks that torchrun has restarted find each other; None: as ever.
+
+    Its agents keep one store over all attempts (torch 2.13), and in it the addresses of ranks that are dead.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return None
+
+    def meet(_: str, **keys: Any) -> Iterator[tuple[Any, int, int]]:
+        for store, rank, world in rendezvous("env://", **keys):
+            yield td.distributed_c10d.PrefixStore(f"attempt_{attempt}", store), rank, world
+
+    with suppress(RuntimeError):  # it is known already: a second run in this process
+        register_rendezvous_handler("attempt", meet)
+    return "attempt://"
 
 
 def holds_store() -> bool:

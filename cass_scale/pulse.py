@@ -100,11 +100,10 @@ class Pulse:
         except BaseException as error:
             self.step(None)
             self._deaf.enter_context(deaf())  # launchers end all ranks soon after the first: order comes before
-            if self.world > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-                words = self._who_broke()
-                if words and words["rank"] != self.rank:
-                    self._leaving = True
-                    raise RankLost(words["text"], words["code"]) from error
+            broke = self.world > 1 and isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+            if broke and (words := self._who_broke()):
+                self._leaving = True
+                raise RankLost(words["text"], words["code"]) from error
             if isinstance(error, Ended):
                 error = Preempted(str(error))
             self._leaving = True
@@ -123,7 +122,7 @@ class Pulse:
     def _leave(self, error: BaseException) -> None:
         text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
         code = getattr(error, "exit_code", EXIT_FAILED)
-        self._found = self._found or {"rank": self.rank, "text": f"rank {self.rank} ended: {text}", "code": code}
+        self._found = self._found or {"text": f"rank {self.rank} ended: {text}", "code": code}
         deadline = time.monotonic() + 3 * PERIOD
         while self.board.words is None and not self._cut and time.monotonic() < deadline:
             self._wake.set()
@@ -189,23 +188,20 @@ class Pulse:
     def _verdict(self) -> JSON | None:
         """Why the job cannot go on, as far as this rank can see."""
         if self._cut and not self.board.heard[0 if self.rank else 1].beat.get("bye"):
-            return self._judged(0, f"the store of the process group, on rank 0's side, is gone; {AGAIN}")
+            return _judged(f"the store of the process group, on rank 0's side, is gone; {AGAIN}")
         quiet = self.board.silent(BROKEN if self._broken or self.board.broken else SILENT)
         if quiet:
             rank, beat, age = quiet[0], self.board.heard[quiet[0]].beat, self.board.heard[quiet[0]].age
             whose = f"rank {rank} (process {beat.get('pid', '?')} on {beat.get('host', '?')})"
             last = f"its last sign came {age:.0f} s ago, in step {beat.get('step', 0)}"
-            return self._judged(rank, f"{whose} died or was cut off: {last}; see logs/rank_{rank}.log; {AGAIN}")
+            return _judged(f"{whose} died or was cut off: {last}; see logs/rank_{rank}.log; {AGAIN}")
         late = time.monotonic() - self._since if self._since else 0.0
         if late > self.hang + (5 * PERIOD if self.rank else 0):  # rank 0, who knows all, first
             beat = min([self.beat(), *(h.beat for h in self.board.heard.values() if h.beat)], key=_progress)
             place = f"it is in {beat['doing'] or 'between'}, {beat['where']}"
             text = f"rank {beat['rank']} has not finished step {beat['step']} for {late:.0f} s: {place}"
-            return self._judged(beat["rank"], f"{text} (train.hang_minutes; stacks are in logs/); {AGAIN}")
+            return _judged(f"{text} (train.hang_minutes; stacks are in logs/); {AGAIN}")
         return None
-
-    def _judged(self, rank: int, text: str) -> JSON:
-        return {"rank": rank, "text": text, "code": EXIT_FAILED}
 
     def _end(self, words: JSON) -> None:
         """End this process from outside its main thread, which hangs."""
@@ -217,6 +213,10 @@ class Pulse:
         with suppress(Exception):  # whatever else is broken, the process has to end
             self.on_end(words["text"])
         os._exit(words["code"])
+
+
+def _judged(text: str) -> JSON:
+    return {"text": text, "code": EXIT_FAILED}
 
 
 def _progress(beat: JSON) -> tuple[int, int]:

@@ -145,7 +145,7 @@ def rank_1_is_cut_off(rank: int) -> None:
     def step(self: pulse.Pulse, number: int | None) -> None:
         real(self, number)
         if rank == 1 and number == 3:
-            self.board.exchange = lambda beat: None  # type: ignore[method-assign]
+            self.board.exchange = self.board.leave = lambda said: None  # type: ignore[method-assign]
 
     pulse.Pulse.step = step  # type: ignore[method-assign]
 

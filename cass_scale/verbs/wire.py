@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, machine, optim, precision
+from cass_scale import dist, encoders, machine, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
@@ -103,6 +103,7 @@ def open_place(device: torch.device, resolved: precision.Resolved, *, project: P
         log_with=trackers or None,
         project_dir=str(project),
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(init_method=dist.init_method())],
     )
     accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
     return Place(accelerator.device, resolved, accelerator)
