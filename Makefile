@@ -43,7 +43,7 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["bench", "doctor", "evaluate", "pretrain", "report", "shard", "split", "status", "study", "verify"]
+__all__ = [
+    "bench", "compare", "doctor", "evaluate", "export", "predict", "pretrain", "report", "shard", "split", "status",
+    "study", "verify",
+]  # fmt: skip
 
 
 def _call(verb: str, overrides: tuple[str, ...], keys: dict[str, Any]) -> Any:
@@ -31,6 +34,21 @@ def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
 def status(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Where a running or dead run stands: step, rate, hours left, last loss, checkpoint, and every rank's heartbeat."""
     return dict(_call("status", overrides, keys))
+
+
+def compare(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Compare two runs, paired image by image; returns the record with a row per arm and score."""
+    return dict(_call("compare", overrides, keys))
+
+
+def export(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Write the encoders of a run for other programs; returns folder, files and what was compared, by arm."""
+    return dict(_call("export", overrides, keys))
+
+
+def predict(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Answer new images by an evaluated run; returns what was written, `exit_code` 3 with too many unreadable ones."""
+    return dict(_call("predict", overrides, keys))
 
 
 def report(*overrides: str, **keys: Any) -> dict[str, Any]:

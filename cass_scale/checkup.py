@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-EXTRAS = ("webdataset", "ffcv", "dali", "deepspeed", "medical", "wsi", "sets", "report", "energy", "trackers", "cloud")
+EXTRAS = (
+    "webdataset", "ffcv", "dali", "deepspeed", "medical", "wsi", "sets", "onnx", "report", "energy", "trackers",
+    "cloud",
+)  # fmt: skip
 NETWORKS: dict[str, dict[str, Any]] = {"resnet10t": {}, "vit_tiny_patch16_224": {"img_size": 96}}
 MEND = {"torch_build": "pip install --upgrade torch torchvision   (the two of one release)"}
 MARKS = {True: "ok", None: "--", False: "NO"}

@@ -5,14 +5,17 @@ Nothing behind this file sees a DictConfig; hydra writes no folders of its own (
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -21,14 +24,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cass_scale import usage
+from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
 from cass_scale.signals import ending_in_order
 from cass_scale.types import JSON, Call
-from cass_scale.usage import config_dir
+from cass_scale.verbs import VERBS
 from cass_scale.words import flatten, is_url, literal_path, own_words, redact, written_out
 
 OF_SHARDS = {"webdataset": ("stream=webdataset", "stream=dali"), "ffcv": ("stream=ffcv",)}  # what reads shards
+
+
+def config_dir() -> Path:
+    """The top-level `configs` of a checkout, or its copy inside the installed package."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
     sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records it
-    parser = usage.parser()
+    parser = _parser()
     options, rest = parser.parse_known_args(arguments)  # rest: overrides behind an option, which argparse cannot place
     if flags := [word for word in rest if word.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
@@ -92,10 +101,10 @@ def build(node: Mapping[str, Any], *parts: Any, **extra: Any) -> Any:
 
 def compose_config(verb: str, words: Sequence[str]) -> JSON:
     """The resolved configuration of a verb as plain values. Raises ConfigError with every bad override in it."""
-    groups_of_verb = usage.groups(verb)
+    groups_of_verb = _groups(verb)
     words = written_out(verb, words)
     words = _imply_source(verb, words) if "data" in groups_of_verb else words
-    words, passed_on = own_words(words, [*usage.root(verb), *groups_of_verb]) if verb == "study" else (words, [])
+    words, passed_on = own_words(words, [*_root(verb), *groups_of_verb]) if verb == "study" else (words, [])
     overrides = _parse([literal_path(word) for word in words])
     groups = [o for o in overrides if o.key_or_group in groups_of_verb]
     values = [o for o in overrides if o not in groups]
@@ -133,7 +142,7 @@ def _imply_source(verb: str, words: list[str]) -> list[str]:
     if paths and "data" not in named:
         named["data"] = "shards" if kind else "folder"
         implied.append(f"data={named['data']}")
-    if named.get("data") == "shards" and "stream" in usage.groups(verb) and "stream" not in named:
+    if named.get("data") == "shards" and "stream" in _groups(verb) and "stream" not in named:
         implied.append(f"stream={kind or 'webdataset'}")
     return [*implied, *words]
 
@@ -182,6 +191,16 @@ def _parse(words: list[str]) -> list[Override]:
     return overrides
 
 
+def _groups(verb: str) -> list[str]:
+    """Groups that a verb chooses from: the entries of its defaults list."""
+    return [group for entry in _root(verb).get("defaults", []) if isinstance(entry, dict) for group in entry]
+
+
+def _root(verb: str) -> JSON:
+    found: JSON = yaml.safe_load((config_dir() / f"{verb}.yaml").read_text())
+    return found
+
+
 def _choice_problem(override: Override) -> str | None:
     group, choice = override.key_or_group, str(override.value())
     choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
@@ -216,7 +235,7 @@ def _key_problem(override: Override, base: DictConfig, known: set[str]) -> str |
     if isinstance(node, DictConfig):
         some = ", ".join(f"{key}.{name}" for name in list(node)[:3])
         return f"{override.input_line}: {key} is a section; set its keys one by one: {some} ..."
-    embedded = key == "data.path" and "data" in base  # _contradictions has the better words
+    embedded = key == "data.path" and "_target_" in base.get("data", {})  # _contradictions has the better words
     if key in known or embedded or any(key.startswith(f"{k}.") and k.endswith(".args") for k in known):
         return None
     sections = {k.rpartition(".")[0] for k in known}
@@ -247,6 +266,40 @@ def _contradictions(overrides: list[Override]) -> list[str]:
         if seen.get("stream", able[0]) not in able:
             problems.append(f"{seen['stream']} cannot read the shards in {path}; use {' or '.join(able)}")
     return problems
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "cass-scale",
+        description="Pretrains image encoders without labels around CASS, and measures what it saves.",
+    )
+    parser.add_argument("--version", action="version", version=f"cass-scale {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, (what, example) in VERBS.items():
+        keys = (config_dir() / f"{name}.yaml").read_text()
+        verb = verbs.add_parser(
+            name,
+            help=what,
+            description=f"{what}.\n\nexample:\n  {example}",
+            epilog=f"keys and defaults ({name}.yaml; groups are the folders of configs/):\n\n{keys}\n{_choices(name)}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="hydra overrides: group=choice, key.sub=value"
+        )
+        verb.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the resolved configuration and what it would cost; start nothing",
+        )
+        verb.add_argument("--quiet", action="store_true", help="warnings and errors only")
+        verb.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _choices(verb: str) -> str:
+    rows = [f"  {g}: {', '.join(sorted(p.stem for p in (config_dir() / g).glob('*.yaml')))}" for g in _groups(verb)]
+    return "\n".join(["choices:", *rows]) if rows else ""
 
 
 def _process_start() -> float:

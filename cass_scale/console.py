@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from cass_scale.types import JSON
 
+WIDE = 400  # columns of a log, where no terminal says how many there are
 BAR_EVERY = 0.1  # seconds between redraws of the bar
 
 
@@ -42,8 +44,9 @@ class Console:
 
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
         self.main, self.quiet = main, quiet
-        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self.log: IO[str] | None = None
+        width = None if sys.stderr.isatty() else WIDE
+        self.rich = Rich(stderr=True, highlight=False, soft_wrap=True, emoji=False, width=width)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._drawn = 0.0
@@ -79,7 +82,8 @@ class Console:
             for number, name in enumerate(columns):
                 table.add_column(Text(name), justify="right" if number else "left")
             for row in rows:
-                table.add_row(*(Text(str(cell)) for cell in row))  # Text: a class may be called [red]
+                # Text: a class may be called [red]
+                table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
             self.rich.print(table)
 
     @property

@@ -140,10 +140,13 @@ def _is_file(weights: str) -> bool:
     return weights.endswith(".safetensors") or "/" in weights
 
 
+def timm_args(spec: ArmSpec, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` takes beside the model's name."""
+    return ({"img_size": image_size} if is_transformer(spec.model) else {}) | dict(spec.args)
+
+
 def _create(spec: ArmSpec, image_size: int) -> Any:
-    args = dict(spec.args)
-    if is_transformer(spec.model):
-        args.setdefault("img_size", image_size)
+    args = timm_args(spec, image_size)
     try:
         return timm.create_model(spec.model, pretrained=False, num_classes=0, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

@@ -54,13 +54,17 @@ class Score(NamedTuple):
     protocol: str
     weights: str
     labels: float  # share that is learnt from
+    subset: str = ""
+    folds: str = ""
+    elsewhere: bool = False  # on another set than the run's own
 
 
 def score_of(words: Iterable[str]) -> Score:
     """The evaluation that overrides ask for."""
     keys = {_key(word): word.partition("=")[2] for word in words}
-    share = float(keys.get("labels", "1").strip("[]"))
-    return Score(keys.get("protocol", "knn"), keys.get("weights", "run"), share)
+    labels, subset, folds = (keys.get(key, "").strip("[]") for key in ("labels", "subset", "folds"))
+    sort = keys.get("protocol", "knn"), keys.get("weights", "run")
+    return Score(*sort, float(labels or 1), subset, folds, "data.path" in keys)
 
 
 def shrunk(study: Mapping[str, Any], preset: str) -> JSON:
@@ -106,7 +110,7 @@ def _check(rows: JSON, settings: JSON, protocols: JSON, seeds: Any, passed: Sequ
             problems.check(not other, f"{word} contradicts {what} {other}, which set {key}; choose {what}=[...]")
     scores = {name: score_of(own) for name, own in protocols.items()}
     alike = ", ".join(name for name, score in scores.items() if [*scores.values()].count(score) > 1)
-    problems.check(not alike, f"protocols: {alike} leave the same record: they differ in neither protocol nor labels")
+    problems.check(not alike, f"protocols: {alike} leave the same record: they differ in neither protocol nor amount")
 
 
 def _chosen(what: str, known: JSON, asked: Any, usual: list[str] | None, problems: Problems) -> JSON:

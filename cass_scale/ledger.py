@@ -44,7 +44,10 @@ class Todo:
     log_every: int = 50
     observe_every: int = 50
     save_every: int = 500
-    best: str | None = None  # key of the metrics row whose maximum keeps best.pt
+    best: str | None = None  # key of the metrics row whose best value keeps best.pt
+    lowest: bool = False  # the best value is the lowest one
+    patience: int | None = None  # steps without a better value after which training ends early, but not before
+    min_steps: int = 0
 
 
 @dataclass
@@ -56,7 +59,8 @@ class Trainee:
     accelerator: Accelerator
     average: Average | None
     memory: JSON  # what observers remember, e.g. the monitor's baseline
-    best: float = -math.inf
+    best: float = -math.inf  # with its sign turned where the lowest value is the best
+    best_step: int = 0
 
     def state(self, at: Progress, meter: JSON, rng: list[JSON]) -> dict[str, Any]:
         """All of it as tensors and plain values, for `weights_only` loading; `rng` of every rank."""
@@ -71,6 +75,7 @@ class Trainee:
             "rng": rng,
             "memory": self.memory,
             "best": self.best,
+            "best_step": self.best_step,
             "meter": meter,
         }
 
@@ -91,7 +96,7 @@ class Trainee:
         if dist.rank() < len(state["rng"]):  # with more ranks than before, the new ones keep their seed
             set_random_state(state["rng"][dist.rank()])
         self.memory.update(state["memory"])
-        self.best = state["best"]
+        self.best, self.best_step = state["best"], state.get("best_step", 0)
         return Progress(**state["at"])
 
     def after_step(self, at: Progress) -> None:
@@ -208,6 +213,11 @@ class Ledger:
         if at.step == 0:
             self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
 
+    def out_of_patience(self, at: Progress) -> bool:
+        """Whether nothing has become better for as long as `todo` says."""
+        waited = at.step - self.trainee.best_step
+        return self.todo.patience is not None and at.step >= self.todo.min_steps and waited >= self.todo.patience
+
     def step(self, at: Progress, lr: float, means: dict[str, Tensor], ids: list[Tensor], *, ending: bool) -> None:
         """Book one optimizer step. Raises NonFinite rather than log or save a broken state."""
         todo, run = self.todo, self.run
@@ -249,11 +259,12 @@ class Ledger:
             raise NonFinite(f"a weight is not a finite number after step {at.step}; {REMEDY}")
 
     def _keep_best(self, at: Progress) -> None:
-        trainee = self.trainee
-        score = self.run.last.get(self.todo.best) if self.todo.best else None
+        trainee, todo = self.trainee, self.todo
+        value = self.run.last.get(todo.best) if todo.best else None
+        score = None if value is None else -value if todo.lowest else value
         if score is None or not score > trainee.best:  # NaN is never the best
             return
-        trainee.best = score
+        trainee.best, trainee.best_step = score, at.step
         if self.run.main:
             with self.run.meter.host("checkpoint"):
-                self.run.checkpoints.save_best({"model": trainee.method.state_dict(), "at": asdict(at), "score": score})
+                self.run.checkpoints.save_best({"model": trainee.method.state_dict(), "at": asdict(at), "score": value})

@@ -163,7 +163,7 @@ def _findings(scores: Iterable[Table]) -> dict[str, list[tuple[str, list[str]]]]
                     place = "within noise" if cell.verdict == "within noise" else f"{cell.verdict} the null control"
                     worth = f"{difference(cell.delta)}, {place}"
                 by_run[row.run.name].append(f"{row.arm} {score(cell.value)} ({worth})")
-        title = f"{PROTOCOLS.get(table.protocol, table.protocol)}, {table.data}"
+        title = ", ".join(filter(None, (PROTOCOLS.get(table.protocol, table.protocol), table.data, table.amount)))
         for name, words in by_run.items():
             found[name].append((title, words))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,22 @@ from cass_scale.types import JSON
 
 NULL = "cass_null"
 METRICS = {"macro_f1": "Macro F1", "balanced_accuracy": "Balanced accuracy", "auc": "AUC"}
-PROTOCOLS = {"knn": "k-nearest neighbours", "linear": "Linear probe", "finetune": "Fine-tuning, end to end"}
+PROTOCOLS = {
+    "knn": "k-nearest neighbours",
+    "linear": "Linear probe",
+    "linear_transfer": "Linear head, trained as in the transfer paper",
+    "finetune": "Fine-tuning, end to end",
+    "finetune_transfer": "Fine-tuning as in the transfer paper",
+    "finetune_micle": "Fine-tuning as in the MICLe paper",
+}
+AMOUNTS = (
+    "labels",
+    "subset",
+    "folds",
+    "trainings",
+    "shift",
+    "learnt_from",
+)  # keys of how much was learnt, and from what
 CONTROLS = {"initial": "initial weights, untouched", "random": "random weights, untrained"}
 
 
@@ -59,6 +74,14 @@ class Cell:
     delta: float | None = None
     verdict: str = ""  # above | below | within noise | '' without a null control
     best: bool = False
+    interval: tuple[float, float] | None = None  # 95 % over test images, whole groups together
+    why: str = ""  # there is no value
+
+    def leads(self, other: Cell, noise: float) -> bool:
+        """Whether it is above `other` by more than chance makes: more than `noise`, and the intervals lie apart."""
+        if self.value is None or other.value is None or self.value - other.value <= noise:
+            return False
+        return self.interval is None or other.interval is None or self.interval[0] > other.interval[1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,8 @@ class Table:
     seed: Any
     rows: list[Row]
     notes: list[str]
+    amount: str  # how much was learnt from, where it is not simply all; '' = all, once
+    trainings: int
 
     @property
     def noise(self) -> float:
@@ -177,7 +202,7 @@ class _Group(NamedTuple):
 
 def _group(run: Run, evaluation: JSON) -> _Group:
     data = evaluation.get("data") or {}
-    fixed = [evaluation.get(key) for key in ("protocol", "settings", "split", "n_train", "n_test", "seed")]
+    fixed = [evaluation.get(key) for key in ("protocol", "settings", "split", "n_train", "n_test", "seed", *AMOUNTS)]
     own = [run.record.get("image_size"), run.record.get("seed")]
     same = tuple(str(part) for part in [data.get("name"), data.get("fingerprint"), *fixed, *own])
     return _Group(same, frozenset(map(str, run.part("arms").items())))
@@ -203,6 +228,8 @@ def _table(members: list[tuple[Run, JSON]]) -> Table:
         seed=run.record.get("seed"),
         rows=rows,
         notes=list(dict.fromkeys(notes)),
+        amount=_amount(first),
+        trainings=len(first.get("trainings") or [0]),
     )
     _compare(table)
     kinds = ["run", "null", "initial", "random"]
@@ -210,12 +237,29 @@ def _table(members: list[tuple[Run, JSON]]) -> Table:
     return table
 
 
+def _amount(evaluation: JSON) -> str:
+    """How much was learnt from and how often, in words."""
+    share, subset, folds = (evaluation.get(key) for key in ("labels", "subset", "folds"))
+    trainings = len(evaluation.get("trainings") or [0])
+    words = [f"{100 * share:g} % of the labels"] if share not in (None, 1) else []
+    words += [f"subset {subset}"] if subset is not None else []
+    words += [f"{folds} folds"] if folds else [f"{trainings} seeds"] if trainings > 1 else []
+    words += [f"learnt from {evaluation['learnt_from']['name']}"] if evaluation.get("shift") else []
+    return ", ".join(words)
+
+
 def _data_name(data: JSON) -> str:
     return f"{data.get('name', '?')}{' (synthetic)' if data.get('synthetic') else ''}"
 
 
 def _cells(scores: JSON) -> dict[str, Cell]:
-    return {metric: Cell(scores.get(metric)) for metric in METRICS}
+    known, undefined = scores.get("intervals") or {}, scores.get("undefined") or {}
+
+    def cell(metric: str) -> Cell:
+        interval = tuple(known[metric]) if metric in known else None
+        return Cell(scores.get(metric), interval=interval, why=undefined.get(metric, ""))
+
+    return {metric: cell(metric) for metric in METRICS}
 
 
 def _reference_rows(members: list[tuple[Run, JSON]]) -> list[Row]:
@@ -250,15 +294,16 @@ def _null_of(row: Row, rows: list[Row]) -> Row | None:
 
 
 def _judge(table: Table, row: Row, metric: str, null: Row | None) -> Cell:
-    value = row.cells[metric].value
+    cell = row.cells[metric]
+    value = cell.value
     if value is None:
-        return Cell(None)
-    others = [r.cells[metric].value for r in table.rows if r.arm == row.arm and r is not row]
-    rivals = [other for other in others if other is not None]
-    best = bool(rivals) and all(value - other > table.noise for other in rivals)
+        return cell
+    rivals = [r.cells[metric] for r in table.rows if r.arm == row.arm and r is not row]
+    rivals = [rival for rival in rivals if rival.value is not None]
+    best = bool(rivals) and all(cell.leads(rival, table.noise) for rival in rivals)
     base = null.cells[metric].value if null else None
     if base is None:
-        return Cell(value, best=best)
+        return replace(cell, best=best)
     delta = value - base
     verdict = "within noise" if abs(delta) <= table.noise else ("above" if delta > 0 else "below")
-    return Cell(value, delta, verdict, best)
+    return replace(cell, delta=delta, verdict=verdict, best=best)

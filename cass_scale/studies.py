@@ -168,7 +168,9 @@ def row_done(folder: Path) -> bool:
 
 def score(evaluation: JSON) -> Score:
     """Which evaluation a record is of."""
-    return Score(evaluation["protocol"], evaluation["weights"], float(evaluation.get("labels") or 1))
+    labels, subset, folds, elsewhere = (evaluation.get(key) for key in ("labels", "subset", "folds", "elsewhere"))
+    sort = evaluation["protocol"], evaluation["weights"]
+    return Score(*sort, float(labels or 1), str(subset or ""), str(folds or ""), bool(elsewhere))
 
 
 def scored(folder: Path) -> set[Score]:

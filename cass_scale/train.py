@@ -52,7 +52,7 @@ def train(
     ledger = Ledger(trainee, todo, run, observe, last)
     with checkpoint.StopSignal() as stop, run.console.bar(last, at.step):
         ledger.look_before_the_first_step(at)
-        while at.step < last:
+        while at.step < last and not ledger.out_of_patience(at):
             model.train()
             method.on_epoch(at.epoch)
             start = at.step % stream.steps_per_epoch

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|run\.dir|runs|out|bench\.[ab]|arms\.\w+\.weights))=(.*)", re.DOTALL
+    r"(\+{0,2}(?:data\.path|data\.name|source|images|licence|run\.dir|runs|out|A|B|bench\.[ab]|arms\.\w+\.weights))=(.*)",
+    re.DOTALL,
 )
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")
 PLAIN = re.compile(r"[\w./:+@%*?|-]+( +[\w./:+@%*?|-]+)*", re.ASCII)  # hydra takes these characters without quotes

@@ -78,5 +78,5 @@ def _run(root: Path, row: Row, dice: random.Random) -> None:
     for name in row.evaluations:
         who = "initial" if name.startswith("initial-") else method
         found = {one: (score(who, row.setting, row.seed, one, dice),) * 3 for one in arms}
-        protocol, weights, labels = score_of(row.evaluations[name])
+        protocol, weights, labels, *_ = score_of(row.evaluations[name])
         add_scores(folder, found, name=name, protocol=protocol, weights=weights, labels=labels)

@@ -54,7 +54,7 @@ def test_it_is_scored_like_any_other_run_and_the_student_on_request(done: Path) 
     tuned = ("protocol=finetune", "protocol.epochs=1", "protocol.batch_size=4", "device=cpu", "precision=fp32")
     assert list(evaluate(f"run.dir={done}", *tuned, quiet=True)["arms"]) == ["vit"]
     with pytest.raises(ConfigError, match="views=nope: no such choice"):
-        evaluate(f"run.dir={done}", *tuned, "protocol.views=nope", quiet=True)
+        evaluate(f"run.dir={done}", *tuned, "views=nope", quiet=True)
 
 
 @pytest.mark.parametrize("method", ["dino_small", "dino_paper", "dino_resnet"])

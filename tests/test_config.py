@@ -10,7 +10,7 @@ import yaml
 from cass_scale.cli import build, compose_config, config_dir, main
 from cass_scale.errors import ConfigError, Problems
 from cass_scale.types import ViewSpec
-from cass_scale.verbs import settings
+from cass_scale.verbs import rules, settings
 from cass_scale.words import flatten
 
 LEAVES = sorted(config_dir().glob("*/*.yaml"))  # what lies deeper is no choice, but part of one
@@ -38,7 +38,7 @@ def test_shipped_values_pass_their_own_checks(leaf: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("CASS_SCALE_WEIGHTS", str(tmp_path))
     config = compose_config("pretrain", [f"{leaf.parent.name}={leaf.stem}"])
     problems = Problems()
-    settings.check_values(config, settings.PRETRAIN, problems)
+    settings.check_values(config, rules.PRETRAIN, problems)
     specs = settings.check_arms(config, problems)
     assert problems.found == []
     assert len(specs) == 2
@@ -79,7 +79,7 @@ def test_all_problems_at_once_each_with_what_would_work() -> None:
 def test_values_out_of_range_are_named_together() -> None:
     config = compose_config("pretrain", ["train.batch_size=abc", "optim.lr=-1", "train.precision=int8", "swa.start=2"])
     problems = Problems()
-    settings.check_values(config, settings.PRETRAIN, problems)
+    settings.check_values(config, rules.PRETRAIN, problems)
     assert [p.split("=")[0] for p in problems.found] == [
         "train.batch_size",
         "train.precision",
@@ -171,8 +171,28 @@ def test_twin_keys_become_the_same_overrides() -> None:
 
 def test_every_root_key_of_pretrain_has_a_rule_or_a_group() -> None:
     root = yaml.safe_load((config_dir() / "pretrain.yaml").read_text())
-    ruled = set(settings.PRETRAIN) | {"run.dir"}
+    ruled = set(rules.PRETRAIN) | {"run.dir"}
     leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v} | {
         k for k, v in root.items() if not isinstance(v, dict | list)
     }
     assert leaves <= ruled, "a key without a rule takes any value silently"
+
+
+@pytest.mark.parametrize("leaf", [p for p in LEAVES if p.parent.name == "protocol"], ids=lambda p: p.stem)
+def test_protocols_pass_their_own_checks_and_bear_their_own_name(leaf: Path) -> None:
+    config = compose_config("evaluate", [f"protocol={leaf.stem}", "run.dir=somewhere"])
+    problems = Problems()
+    settings.check_values(config, rules.EVALUATE, problems)
+    settings.check_amounts(config, problems)
+    assert problems.found == [] and config["protocol"]["name"] == leaf.stem
+    assert isinstance(build(config["views"]), ViewSpec)
+    keys = {f"protocol.{key}" for key in config["protocol"]} - {"protocol.name", "protocol.grid"}
+    assert keys <= rules.EVALUATE.keys(), "a key without a rule takes any value silently"
+
+
+@pytest.mark.parametrize(("verb", "ruled"), [("evaluate", rules.EVALUATE), ("compare", rules.COMPARE)])
+def test_every_root_key_has_a_rule(verb: str, ruled: dict[str, rules.Rule]) -> None:
+    root = yaml.safe_load((config_dir() / f"{verb}.yaml").read_text())
+    leaves = {f"{k}.{s}" for k, v in root.items() if isinstance(v, dict) for s in v}
+    leaves |= {k for k, v in root.items() if not isinstance(v, dict) and k != "defaults"}
+    assert leaves - ruled.keys() <= {"arm", "out"}, "those two are checked by the verb"

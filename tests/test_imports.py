@@ -19,9 +19,9 @@ LAYERS = (  # a module may import its own layer and those before it; a folder st
     "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim board "
     "heartbeat pulse traces methods.base",
     "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
-    "robustness studies claims study_page",
+    "robustness studies claims study_page release",
     "ledger train evaluation checkup",
-    "cli usage verbs measure __init__ __main__",
+    "cli verbs measure __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
 RIVALS = "measure.rivals"  # what the streams are held against uses the libraries in its own way
@@ -39,10 +39,12 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "pydicom": None,
     "nibabel": None,
     "openslide": None,
+    "onnxruntime": None,
+    "huggingface_hub": None,
 }
 WITHOUT_TORCH = (
     "types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup", "grid", "slots", "forecast",
-    "usage", "signals", "locks", "heartbeat",
+    "signals", "locks", "heartbeat",
 )  # fmt: skip
 
 

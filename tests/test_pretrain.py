@@ -276,12 +276,12 @@ def test_finetuning_runs_on_the_same_loop(done: Path) -> None:
     )
     record = evaluate(f"run.dir={done}", *words, quiet=True)
     assert list(record["arms"]) == ["vit"]
-    rows = records.read_metrics(done / "evaluate/finetune-run-vit/vit/metrics.jsonl")
+    rows = records.read_metrics(done / "evaluate/finetune-run-vit/vit/seed0/metrics.jsonl")
     other = evaluate(f"run.dir={done}", *words, "protocol.lr=1e-5", quiet=True)
     assert other["arms"] != record["arms"], "other settings start anew, and do not go on from the first ones' end"
     again = evaluate(f"run.dir={done}", *words, "protocol.lr=1e-5", quiet=True)
     assert again["arms"] == other["arms"]
-    assert "val/macro_f1" in rows[-1] and (done / "evaluate/finetune-run-vit/vit/checkpoints/best.pt").is_file()
+    assert "val/macro_f1" in rows[-1] and (done / "evaluate/finetune-run-vit/vit/seed0/checkpoints/best.pt").is_file()
 
 
 def test_evaluate_refuses_what_it_cannot_score(done: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,37 @@ def test_unfinished_runs_are_listed_but_never_scored(demo_page: tuple[Page, str]
     assert [cell.strip() for cell in listed[1][:3]] == ["stopped cass", "preempted", "120"]
     assert listed[1][-1].strip() == "SIGTERM"
     assert all("stopped" not in row[0] for row in page.tables[0])
+
+
+def test_intervals_are_shown_and_a_winner_needs_them_apart(tmp_path: Path) -> None:
+    def arms(score: float, low: float, high: float) -> dict[str, Any]:
+        row = dict.fromkeys(("macro_f1", "balanced_accuracy", "auc"), score)
+        return {"cnn": row | {"intervals": {"macro_f1": [low, high], "auc": [score - 0.01, score + 0.01]}}}
+
+    runs = tmp_path / "runs"
+    for name, method, row in (("a", "cass_contrast", arms(0.9, 0.7, 0.95)), ("n", "cass_null", arms(0.6, 0.5, 0.75))):
+        add_scores(add_run(runs, name, method), {}, arms=row)
+    page, html = page_of(runs)
+    table = scores(page)
+    assert table[2][1] == "0.900 [0.700, 0.950] +0.300" and table[2][2] == "0.900 +0.300"
+    assert re.findall(r'class="number best">([0-9.]+)', html) == ["0.900", "0.900"], (
+        "not macro F1: [.7, .95], [.5, .75]"
+    )
+
+
+def test_amounts_of_labels_have_tables_of_their_own_and_undefined_scores_say_why(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run = add_run(runs, "a", "cass_contrast")
+    row = {"macro_f1": 0.8, "balanced_accuracy": 0.8, "auc": None, "undefined": {"auc": "all of one class"}}
+    more = {"protocol": "finetune", "arms": {"cnn": row}, "trainings": [0, 1, 2, 3, 4]}
+    add_scores(run, {}, labels=0.1, **more)
+    (run / "evaluate/finetune-run.json").rename(run / "evaluate/finetune-run-labels0.1.json")
+    add_scores(run, {}, labels=1.0, **more)
+    page, html = page_of(runs)
+    text = squeezed(page)
+    assert "Fine-tuning, end to end, brain_mri, 10 % of the labels, 5 seeds" in text
+    assert "Fine-tuning, end to end, brain_mri, 5 seeds" in text and "5 trainings, of which the means are shown" in text
+    assert scores(page)[2][3] == "n/a" and 'title="all of one class"' in html
 
 
 def test_null_control_of_another_seed_is_not_used(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ for verb, *words in json.loads(sys.argv[1]):
     if BAD in str(place):
         raise SystemExit("loss is nan at step 3")
     (place / "evaluate").mkdir(parents=True, exist_ok=True)
+    (place / "checkpoints").mkdir(exist_ok=True)
     record = {"schema": 1, "status": "done", "device_hours": {"total": 0.01, "train": 0.005}, "collapse": [],
               "method": keys.get("method"), "arms": {"cnn": {}, "vit": {}}, "data": {"name": "phantom"}, "seed": 0}
     scores = {"schema": 1, "protocol": keys.get("protocol"), "weights": weights, "n_test": 9, "seconds": 1,
@@ -70,10 +71,13 @@ def test_all_rows_are_run_and_the_same_command_again_touches_nothing(tmp_path: P
     before = stamps(out)
     assert study(*GRID, *SHORT, f"out={out}", quiet=True)["exit_code"] == 0
     assert stamps(out) == before
+    assert not list(out.rglob("checkpoints")), "they would fill a disk"
     grown = study(*GRID[:4], "seeds=[0,1,2]", "protocols=[knn,linear]", *SHORT, f"out={out}", quiet=True)
     assert len(grown["rows"]) == 12
     after = stamps(out)
     assert all(after[name] == when for name, when in before.items() if "/logs/" not in name)
+    kept = study(*GRID, *SHORT, "keep_checkpoints=true", f"out={tmp_path / 'kept'}", quiet=True)
+    assert len(list((tmp_path / "kept").rglob("checkpoints"))) == len(kept["rows"])
 
 
 def test_a_failed_row_is_reported_with_its_last_words_and_the_rest_goes_on(

@@ -36,6 +36,7 @@ def test_a_path_is_taken_as_it_stands(path: str) -> None:
     assert compose_config("pretrain", [f"data.path={path}"])["data"]["path"] == path
     assert compose_config("pretrain", flatten({"run": {"dir": Path(path)}}))["run"]["dir"] == str(Path(path))
     assert compose_config("report", [f"runs={path}"])["runs"] == path
+    assert compose_config("predict", [f"images={path}"])["images"] == path
 
 
 def test_home_is_expanded_and_quotes_of_a_person_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

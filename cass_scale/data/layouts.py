@@ -39,14 +39,14 @@ class Listing(NamedTuple):
     notes: list[str]
 
 
-def walk(root: Path) -> Files:
+def walk(root: Path, key: str = "data.path") -> Files:
     """All images under `root` by name, sorted by path; hidden ones left out, links followed once.
 
-    Raises DataError when `root` is no folder, is empty, or holds no image.
+    Raises DataError, naming the `key` that gave it, when `root` is no folder, is empty, or holds no image.
     """
     if not root.is_dir():
         what = "is a file; give the folder that holds the images" if root.exists() else "does not exist"
-        raise DataError(f"data.path={root} {what}")
+        raise DataError(f"{key}={root} {what}")
     files: Files = {}
     anything = False
     for path in _files(root, set()):
@@ -55,9 +55,9 @@ def walk(root: Path) -> Files:
             stat = path.stat()
             files[path.relative_to(root).as_posix()] = stat.st_size, stat.st_mtime_ns
     if not anything:
-        raise DataError(f"data.path={root} is an empty folder; images are looked for as {' '.join(READ)}")
+        raise DataError(f"{key}={root} is an empty folder; images are looked for as {' '.join(READ)}")
     if not files:
-        raise DataError(f"no image in data.path={root}; looked in all its folders for {' '.join(READ)}")
+        raise DataError(f"no image in {key}={root}; looked in all its folders for {' '.join(READ)}")
     return dict(sorted(files.items()))
 
 

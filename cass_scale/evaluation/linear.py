@@ -9,14 +9,17 @@ and more, and this needs tens. With two classes the softmax has two columns: sci
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
-from cass_scale.evaluation.metrics import Array, Floats, finite, scores, targets
+from cass_scale.evaluation.draws import folds
+from cass_scale.evaluation.heads import Head
+from cass_scale.evaluation.metrics import Array, Floats, finite, macro_f1, targets
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn: 1 / (weight of the penalty)
 FOLDS = 5
@@ -25,10 +28,16 @@ MAX_ITER, TOLERANCE = 1000, 1e-5
 FLAT = 1e-6  # a feature that varies by less than this share of its size holds float32 rounding only
 
 
-def linear(
+def linear(train_x: Array, train_y: Array, test_x: Array, **options: Any) -> tuple[Floats, float]:
+    """Probability [M, C] for `test_x` [M, D] by `fit` of the train rows with these options, and its C."""
+    finite("test features", test_x)
+    head, c = fit(train_x, train_y, **options)
+    return head(test_x), c
+
+
+def fit(
     train_x: Array,
     train_y: Array,
-    test_x: Array,
     *,
     classes: int,
     multilabel: bool,
@@ -36,8 +45,8 @@ def linear(
     val_y: Array | None = None,
     groups: Array | None = None,
     seed: int = 0,
-) -> tuple[Floats, float]:
-    """Probability [M, C] for `test_x` [M, D] by a model of the train rows only, and the C it was fitted with.
+) -> tuple[Head, float]:
+    """A model of the train rows only, and the C it was fitted with.
 
     C is the one of GRID with the highest macro F1 (metrics.py) on `val_x`, `val_y` if given, else on the
     pooled predictions of stratified folds of the train rows that never split a group (`groups` int64 [N],
@@ -50,48 +59,27 @@ def linear(
     """
     wanted = targets("train_y", train_y, classes=classes, multilabel=multilabel)
     finite("train features", train_x)
-    finite("test features", test_x)
     if val_x is not None and val_y is not None:
         finite("val features", val_x)
-        targets("val_y", val_y, classes=classes, multilabel=multilabel)
-        both = _path(train_x, wanted, np.concatenate([val_x, test_x]), GRID, multilabel)
-        best = _best(val_y, both[:, : len(val_x)], multilabel)
-        return both[best, len(val_x) :], GRID[best]
+        held = targets("val_y", val_y, classes=classes, multilabel=multilabel)
+        heads = _path(train_x, wanted, GRID, multilabel)
+        best = _best(held, np.stack([head(val_x) for head in heads]), multilabel)
+        return heads[best], GRID[best]
     if val_x is not None or val_y is not None:
         raise ValueError("linear needs both val_x and val_y, or neither")
-    best = _best(train_y, _held_out(train_x, wanted, _folds(wanted, groups, seed), multilabel), multilabel)
-    return _path(train_x, wanted, test_x, GRID[best : best + 1], multilabel)[0], GRID[best]
+    best = _best(wanted, _held_out(train_x, wanted, folds(wanted, groups, FOLDS, seed), multilabel), multilabel)
+    return _path(train_x, wanted, GRID[best : best + 1], multilabel)[0], GRID[best]
 
 
-def _best(truth: Array, candidates: Floats | None, multilabel: bool) -> int:
+def _best(wanted: Floats, candidates: Floats | None, multilabel: bool) -> int:
     """Place in GRID of the highest macro F1 of `candidates` [len(GRID), N, C]; the first one on a tie."""
-    found: list[float] = []
-    if candidates is not None:
-        names = [str(c) for c in range(candidates.shape[2])]
-        each = [scores(truth, p, classes=names, multilabel=multilabel)["macro_f1"] for p in candidates]
-        found = [f for f in each if f is not None]
+    each = [] if candidates is None else [macro_f1(wanted, p, multilabel=multilabel) for p in candidates]
+    found = [f for f in each if f is not None]
     if not found:
         why = "train is a single group" if candidates is None else "no label occurs in what is held out"
         warnings.warn(f"linear probe: C={GRID[FALLBACK]:g} is not chosen but assumed: {why}", stacklevel=3)
         return FALLBACK
     return int(np.argmax(found))
-
-
-def _folds(wanted: Floats, groups: Array | None, seed: int) -> NDArray[np.int64]:
-    """Fold of each row [N]: groups sorted by class and size, then dealt like cards; all 0 for a single group.
-
-    A row counts by its rarest label, a group by its first row.
-    """
-    n, classes = wanted.shape
-    rarest = np.where(wanted > 0, wanted.sum(axis=0), np.inf).argmin(axis=1)
-    stratum = np.where(wanted.any(axis=1), rarest, classes)
-    own = np.arange(n)
-    key = own if groups is None else np.where(groups < 0, groups.max() + 1 + own, groups)
-    _, first, unit, size = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(first)), size, stratum[first]))
-    dealt = np.empty(len(first), dtype=np.int64)
-    dealt[order] = np.arange(len(first)) % FOLDS
-    return np.asarray(dealt[unit])
 
 
 def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: bool) -> Floats | None:
@@ -101,23 +89,27 @@ def _held_out(x: Array, wanted: Floats, fold: NDArray[np.int64], multilabel: boo
     out = np.empty((len(GRID), *wanted.shape))
     for f in range(int(fold.max()) + 1):
         held = fold == f
-        out[:, held] = _path(x[~held], wanted[~held], x[held], GRID, multilabel)
+        out[:, held] = [head(x[held]) for head in _path(x[~held], wanted[~held], GRID, multilabel)]
     return out
 
 
-def _path(x: Array, wanted: Floats, at: Array, grid: tuple[float, ...], multilabel: bool) -> Floats:
-    """Probabilities [len(grid), len(at), C] by models of `x` [N, D]; each C starts from the last one."""
+def _path(x: Array, wanted: Floats, grid: tuple[float, ...], multilabel: bool) -> list[Head]:
+    """Models of `x` [N, D], one per C of `grid`; each starts from the last one."""
     mean, axes, variance = _principal_axes(x)
-    z, z_at = (x - mean) @ axes, (at - mean) @ axes
-    frequency = wanted.mean(axis=0)
+    z, frequency = (x - mean) @ axes, wanted.mean(axis=0)
     free = (frequency > 0) & (frequency < 1)
-    out = np.tile(frequency, (len(grid), len(at), 1))
     weights = np.zeros((len(variance) + 1, int(free.sum())))
-    for i, c in enumerate(grid if free.any() else ()):
-        weights = _solve(z, wanted[:, free], variance, c, weights, multilabel)
-        logits = z_at @ weights[:-1] + weights[-1]
-        out[i][:, free] = expit(logits) if multilabel else softmax(logits, axis=1)
-    return out
+    found = []
+    for c in grid:
+        if free.any():
+            weights = _solve(z, wanted[:, free], variance, c, weights, multilabel)
+        weight, bias = (
+            np.zeros((len(free), x.shape[1])),
+            np.where(frequency > 0, np.inf if multilabel else 0.0, -np.inf),
+        )
+        weight[free], bias[free] = (axes @ weights[:-1]).T, weights[-1]
+        found.append(Head(mean, weight, bias, "sigmoid" if multilabel else "softmax"))
+    return found
 
 
 def _principal_axes(x: Array) -> tuple[Floats, Floats, Floats]:

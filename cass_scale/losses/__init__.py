@@ -3,6 +3,7 @@
 from cass_scale.losses.barlow import barlow
 from cass_scale.losses.cosine import cosine, noise_rule
 from cass_scale.losses.dino import dino, sharpened
+from cass_scale.losses.entropy import cross_entropy
 from cass_scale.losses.focal import class_weights, focal
 from cass_scale.losses.fp32 import fp32
 from cass_scale.losses.infonce import infonce
@@ -13,6 +14,7 @@ __all__ = [
     "barlow",
     "class_weights",
     "cosine",
+    "cross_entropy",
     "dino",
     "focal",
     "fp32",

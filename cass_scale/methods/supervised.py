@@ -18,21 +18,39 @@ Criterion = Callable[[Tensor, Tensor], Tensor]  # logits [B, C], targets float [
 class Supervised(Method):
     """Encoders with linear heads of one logit per class, each trained end to end, side by side (paper, section 4.2).
 
-    The arms share batches and nothing else: the sum of their losses gives each its own gradient.
+    The arms share batches and nothing else: the sum of their losses gives each its own gradient. frozen: the heads
+    alone are trained; the encoders stay in eval mode, their BatchNorm as pretraining left it.
     """
 
     needs = frozenset({"label"})
     objectives = frozenset({"focal"})
 
-    def __init__(self, encoders: dict[str, tuple[Encoder, nn.Linear]], criterion: Criterion, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        encoders: dict[str, tuple[Encoder, nn.Linear]],
+        criterion: Criterion,
+        *,
+        frozen: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.arms = Arms({name: Arm(encoder, head) for name, (encoder, head) in encoders.items()})
-        self.criterion = criterion
+        self.criterion, self.frozen = criterion, frozen
+        for encoder, _ in encoders.values():
+            encoder.requires_grad_(not frozen)
 
     @classmethod
     def problems(cls, arms: Mapping[str, ArmSpec], views: ViewSpec, objective: str) -> list[str]:
         """Any number of arms, one view or one for each arm."""
         return super().problems(arms, views, objective) + wrong_number(len(views.sizes), len(arms))
+
+    def train(self, mode: bool = True) -> Supervised:
+        """Training mode, but for frozen encoders."""
+        super().train(mode)
+        if self.frozen:
+            for encoder in self.encoders().values():
+                encoder.eval()
+        return self
 
     def forward(self, views: list[Tensor], batch: Batch, progress: Progress) -> StepOutput:
         """Sum over the arms of the criterion of their logits [B, C]."""
@@ -52,8 +70,9 @@ class Supervised(Method):
         return self.arms.encoders()
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group per arm."""
-        return self.arms.param_groups()
+        """One group per arm; of a frozen one its head."""
+        groups = self.arms.param_groups()
+        return [group | {"params": [p for p in group["params"] if p.requires_grad]} for group in groups]
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -1,222 +1,148 @@
-"""`cass-scale evaluate`: scores of a run's encoders on held-back images; one record per protocol and weights."""
+"""`cass-scale evaluate`: scores of a run's encoders on held-back images; a record per protocol, weights and amount."""
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
-from torch import Tensor
 
 from cass_scale import dist, encoders, precision, records
-from cass_scale.cli import compose_config
 from cass_scale.console import Console
-from cass_scale.data.layouts import shard_format
-from cass_scale.data.manifest import Manifest
-from cass_scale.data.plan import Plan
-from cass_scale.data.splits import assign
 from cass_scale.encoders import ArmSpec, Encoder
 from cass_scale.errors import ConfigError, DataError, Problems
-from cass_scale.evaluation.features import Features, extract
-from cass_scale.evaluation.finetune import finetune
-from cass_scale.evaluation.knn import knn
-from cass_scale.evaluation.linear import linear
-from cass_scale.evaluation.metrics import scores
-from cass_scale.ledger import Todo
+from cass_scale.evaluation.draws import Condition, conditions
+from cass_scale.evaluation.metrics import Array
+from cass_scale.evaluation.predictions import Predictions, Texts
+from cass_scale.evaluation.summary import Scoring, subgroups, summary
 from cass_scale.locks import lock
-from cass_scale.meter import Meter
-from cass_scale.run import Run
-from cass_scale.types import JSON, Call, Stream, ViewSpec
-from cass_scale.verbs import settings
-from cass_scale.verbs.folder import MANIFEST
-from cass_scale.verbs.wire import PACKAGES, Build, Place, arm_seeds, choose_device, open_place, open_stream, without
+from cass_scale.types import JSON, Call
+from cass_scale.verbs import rules, settings
+from cass_scale.verbs.folder import choose
+from cass_scale.verbs.frozen import Frozen
+from cass_scale.verbs.job import Job
+from cass_scale.verbs.task import Task, column, find_task, with_validation
+from cass_scale.verbs.tuning import Tuned
+from cass_scale.verbs.wire import PACKAGES, Build, arm_seeds, choose_device, open_place
 
-Rows = dict[str, Tensor]  # "train", "val", "test" -> manifest ids; "val" may be empty
+FROZEN = ("knn", "linear")  # protocols on features; all others train on the one loop
+SHOWN = {False: ("macro_f1", "balanced_accuracy", "accuracy", "auc"), True: ("macro_f1", "micro_f1", "auc")}
 
 
 def run(config: JSON, build: Build, call: Call) -> JSON:
-    """Evaluate the run in `run.dir`; returns the record that it writes there."""
-    started = time.perf_counter()
-    folder, trained = read_run(config)
+    """Evaluate the run in `run.dir`; returns the record that it writes there.
+
+    With several amounts of labels that is the last one's, and `all` holds every record by its file's name.
+    """
+    folder, trained, remarks = read_run(config)
     device = choose_device(config["device"])
     resolved = precision.resolve(config["precision"], device)
     console = Console(quiet=call.quiet)
-    other = other_data(config, trained, folder)
-    manifest: Manifest = build(without(other or trained["data"], "noise"))
-    rows, split = held_back(manifest)
-    job = Job(config, trained, build, manifest, rows, console)
-    counts = f"{len(rows['train'])} images to learn from, {len(rows['test'])} ({split}) held back"
-    console.say(f"{job.protocol['name']} on {manifest.name}: {counts}")
+    frozen = config["protocol"]["name"] in FROZEN
+    task = find_task(config, trained, build, folder)
+    task = task if frozen or config["folds"] else with_validation(task, config["seed"])
+    task = replace(task, remarks=(*remarks, *task.remarks))
+    found = amounts(config, task, random=not frozen)
+    for name in by(config):
+        column(task.test, name, task.rows["test"])  # refused now, and not after hours of training
+    for text in task.remarks:
+        console.warn(text)
+    console.say(announcement(config, task, found))
     if call.dry_run:
         console.say("nothing was started (--dry-run)")
-        return {"protocol": job.protocol, "n_train": len(rows["train"]), "n_test": len(rows["test"]), "split": split}
+        return planned(config, task, found)
     place = open_place(device, resolved, project=folder, trackers=[])
+    job = Job(config, trained, build, task, place, console)
     arms = load_arms(config, folder, trained)
-    name = "-".join([job.protocol["name"], config["weights"], *([manifest.name] if other else [])])
-    name += f"-{'-'.join(arms)}" if config["arm"] else ""  # some arms do not replace the scores of all
     (folder / "evaluate").mkdir(exist_ok=True)
-    with lock(folder), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tuned = job.protocol["name"] == "finetune"
-        found = by_finetuning(job, arms, place, folder / "evaluate" / name) if tuned else by_features(job, arms, place)
-    record = describe(job, split, place, call) | {
-        "arms": found,
-        "warnings": sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)}),
-        "seconds": time.perf_counter() - started,
-        "finished": records.now(),
-    }
-    records.write_json(folder / "evaluate" / f"{name}.json", record)
-    for arm, row in found.items():
-        numbers = "  ".join(f"{key} {value:.3f}" for key, value in row.items() if isinstance(value, float))
-        console.say(f"{arm:>8}  {numbers}")
-    return record
+    with lock(folder):
+        written = dict(evaluate(job, found, arms, folder / "evaluate", call))
+    last = list(written.values())[-1]
+    return last if len(written) == 1 else last | {"all": written}
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is evaluated: the verb's configuration, the run's own, and the labelled images."""
-
-    config: JSON
-    trained: JSON
-    build: Build
-    manifest: Manifest
-    rows: Rows
-    console: Console
-
-    @property
-    def protocol(self) -> JSON:
-        """Settings of the protocol."""
-        return dict(self.config["protocol"])
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images that the encoders take."""
-        return int(self.trained["arms"]["image_size"])
-
-    def stream(self, ids: Tensor, place: Place, *, batch: int, shuffle: bool = False, keep: bool = False) -> Stream:
-        """Labelled batches of `ids`; decoded images are kept in memory where they are read more than once."""
-        plan = Plan(
-            ids, min(batch, len(ids)), seed=self.config["seed"], shuffle=shuffle, tail="drop" if shuffle else "keep"
-        )
-        node = stream_for(self.trained["stream"], self.config["data"]["path"])
-        more = {"keep": keep, "with_labels": True}
-        return open_stream(node, self.build, self.manifest, plan, self.image_size, place, **more)
-
-
-def describe(job: Job, split: str, place: Place, call: Call) -> JSON:
-    """The part of the record that is known before anything is computed."""
-    manifest = job.manifest
-    return {
-        "schema": records.SCHEMA,
-        "protocol": job.protocol["name"],
-        "settings": job.protocol,
-        "weights": job.config["weights"],
-        "data": {"name": manifest.name, "fingerprint": manifest.fingerprint(), "synthetic": manifest.synthetic},
-        "split": split,
-        "n_train": len(job.rows["train"]),
-        "n_test": len(job.rows["test"]),
-        "classes": list(manifest.classes),
-        "multilabel": manifest.multilabel,
-        "seed": job.config["seed"],
-        "precision": place.precision.name,
-        "command": call.command,
-        "git": records.git_state(),
-        "versions": records.versions(PACKAGES),
-        "device": place.record(),
-    }
-
-
-def read_run(config: JSON) -> tuple[Path, JSON]:
-    """The run folder and its configuration, with every problem of the command at once."""
+def read_run(config: JSON) -> tuple[Path, JSON, list[str]]:
+    """The run folder, its configuration, and what must be known of it; every problem of the command at once."""
     problems = Problems()
-    settings.check_values(config, settings.EVALUATE, problems)
+    settings.check_values(config, rules.EVALUATE, problems)
     problems.check(config["run"]["dir"] is not None, "run.dir is missing: the folder that `cass-scale pretrain` wrote")
     one = dist.world() == 1
     problems.check(one, "evaluate runs in one process: start it without accelerate launch, torchrun or srun -n")
+    settings.check_amounts(config, problems)
     problems.raise_if_any()
     folder = Path(config["run"]["dir"])
     record = records.read(folder)
     trained: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
     if trained["data"].get("path"):
         trained["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
-    if config["weights"] == "run" and record["status"] != "done":
+    if config["weights"] != "run":
+        return folder, trained, []
+    if record["status"] != "done":
         raise ConfigError(
             f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
             f"({record['command']}), or take weights=initial or weights=random"
         )
-    if len(record["collapse"]) and config["weights"] == "run":
-        Console().warn(
-            f"{folder} collapsed in training ({', '.join(c['arm'] for c in record['collapse'])}); scored all the same"
-        )
-    return folder, trained
+    arms = ", ".join(dict.fromkeys(c["arm"] for c in record["collapse"]))
+    return folder, trained, [f"{folder.name} collapsed in pretraining ({arms}); scored all the same"] if arms else []
 
 
-def other_data(config: JSON, trained: JSON, folder: Path) -> JSON | None:
-    """Configuration of another set to score on, cut and shown as the run's own was; None for that one itself."""
-    path = config["data"]["path"]
-    if not path:
-        return None
-    window = Manifest.read(folder / MANIFEST).window
-    shown: JSON = {"path": path, "window": window.value if window else "auto"}
-    if shard_format(path):
-        return {"_target_": "cass_scale.data.shards.shards", **shown}
-    cut = {key: trained["data"][key] for key in ("slices", "tiles") if key in trained["data"]}
-    return {"_target_": "cass_scale.data.sources.folder", **shown, **cut}
+def amounts(config: JSON, task: Task, *, random: bool) -> list[Condition]:
+    """What is learnt from, in all the amounts that were asked for."""
+    seeds = range(config["seed"], config["seed"] + config["seeds"])
+    keys = {name: config[name] for name in ("labels", "subset", "folds")}
+    found = conditions(task.pool(), seeds=seeds, random=random, **keys)
+    if random and min(len(draw.train) for one in found for draw in one.draws) < 2:
+        raise DataError(f"{task.learn.name}: 1 image to learn from; {config['protocol']['name']} needs 2 for BatchNorm")
+    return found
 
 
-def stream_for(trained: JSON, path: str | None) -> JSON:
-    """The run's stream, or for another set the one that can read it."""
-    if path is None:
-        return trained
-    if trained["_target_"].endswith(".DaliStream") and shard_format(path) != "ffcv":  # it reads files and tars
-        return trained
-    kinds = {None: "folder.FolderStream", "webdataset": "webdataset.WebDatasetStream", "ffcv": "ffcv.FFCVStream"}
-    kind = shard_format(path)
-    keys = ("workers",) if kind == "ffcv" else ("workers", "cache_bytes")
-    return {key: trained[key] for key in keys if key in trained} | {"_target_": f"cass_scale.data.{kinds[kind]}"}
+def by(config: JSON) -> list[str]:
+    """Columns of the subgroup tables."""
+    asked = config["by"] or []
+    return [asked] if isinstance(asked, str) else list(asked)
 
 
-def held_back(manifest: Manifest) -> tuple[Rows, str]:
-    """Labelled ids by part, and the name of the part that is scored: test, or val where there is no test.
+def announcement(config: JSON, task: Task, found: list[Condition]) -> str:
+    """What is about to be done, in one line."""
+    sizes = ", ".join(f"{len(one.draws[0].train)} x {len(one.draws)}" for one in found)
+    sizes = str(len(found[0].draws[0].train)) if sum(len(one.draws) for one in found) == 1 else sizes
+    of = f" of {task.learn.name}" if task.shift else ""
+    held = f"{len(task.rows['test'])} ({task.split}) held back"
+    return f"{config['protocol']['name']} on {task.test.name}: {sizes} images{of} to learn from, {held}"
 
-    Raises DataError when the set has no labels or no held-back images.
-    """
-    name = manifest.name
-    if not manifest.classes:
-        raise DataError(f"{name} has no labels to score with: add labels.csv (columns path,label), or class folders")
-    labelled = manifest.labelled()
-    part = {split: (ids := manifest.rows(split))[labelled[ids]] for split in ("train", "val", "test")}
-    split = "test" if len(part["test"]) else "val"
-    for needed, lack in ((split, "images to hold back"), ("train", "training images")):
-        if not len(part[needed]):
-            raise DataError(f"{name} has no labelled {lack}: give labels.csv a column split (train, val, test)")
-    if split == "test":
-        return part, split
-    return {"train": part["train"], "val": part["train"][:0], "test": part["val"]}, split
+
+def planned(config: JSON, task: Task, found: list[Condition]) -> JSON:
+    """What --dry-run returns."""
+    first = found[0].draws[0]
+    return {
+        "protocol": dict(config["protocol"]),
+        "n_train": len(first.train),
+        "n_test": len(task.rows["test"]),
+        "split": task.split,
+        "trainings": sum(len(one.draws) for one in found),
+    }
 
 
 def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
-    """Encoders by arm: as the run left them, as it found them, or random. Raises ConfigError for an unknown arm."""
+    """Encoders by arm: as the run left them, as it found them, or random.
+
+    Raises ConfigError for an unknown arm, DataError when an export is of another architecture than the run's.
+    """
     problems = Problems()
     trained = trained | {"transformer_args": {}}  # these are of pretraining: scores compare across methods without
     specs = settings.arm_specs(trained)
     if config["weights"] == "initial":
         settings.check_arms(trained, problems)
-    asked = config["arm"] or list(specs)
-    wanted = [asked] if isinstance(asked, str) else list(asked)
     beside = sorted(path.stem for path in (folder / "export").glob("*.safetensors"))  # e.g. DINO's student
-    known = list(dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])]))
-    for name in wanted:
-        problems.check(name in known, f"arm={name}: this run has {', '.join(known)}")
+    known = dict.fromkeys([*specs, *(beside if config["weights"] == "run" else [])])
+    wanted = choose(known, config["arm"] or list(specs), problems)
     problems.raise_if_any()
     if config["weights"] == "run":
-        return {name: encoders.load_export(folder / "export" / f"{name}.safetensors") for name in wanted}
+        return {name: exported(folder / "export" / f"{name}.safetensors", specs.get(name)) for name in wanted}
 
     def spec(name: str) -> ArmSpec:
         return replace(specs[name], weights="random") if config["weights"] == "random" else specs[name]
@@ -225,85 +151,133 @@ def load_arms(config: JSON, folder: Path, trained: JSON) -> dict[str, Encoder]:
     return {name: encoders.build(spec(name), trained["arms"]["image_size"], seeds[name])[0] for name in wanted}
 
 
-def by_features(job: Job, arms: dict[str, Encoder], place: Place) -> JSON:
-    """kNN or linear probe on frozen features; scores per arm."""
-    classes, multilabel, protocol = job.manifest.classes, job.manifest.multilabel, job.protocol
-    for encoder in arms.values():
-        encoder.to(place.device)
+def exported(path: Path, spec: ArmSpec | None) -> Encoder:
+    """An arm as the run left it; `spec` is None for what lies beside the arms."""
+    encoder = encoders.load_export(path)
+    if spec and encoder.spec.model != spec.model:
+        raise DataError(
+            f"{path} holds {encoder.spec.model}, and this run's arm is {spec.model}: a checkpoint of other arms; "
+            "put the run's own export back, or pretrain again"
+        )
+    return encoder
 
-    def features(part: str) -> Features:
-        with closing(job.stream(job.rows[part], place, batch=job.config["batch_size"])) as stream:
-            return extract(arms, stream, place.accelerator.autocast)
 
-    train, test = features("train"), features("test")
-    val = features("val") if protocol["name"] == "linear" and len(job.rows["val"]) else None
-    found = {}
-    for name in arms:
-        known, asked = (train.by_arm[name], train.labels), test.by_arm[name]
-        extra: JSON = {}
-        if protocol["name"] == "knn":
-            keys = {"k": protocol["k"], "temperature": protocol["temperature"]}
-            probability = knn(*known, asked, classes=len(classes), multilabel=multilabel, **keys)
-        else:
-            held = {"val_x": val.by_arm[name], "val_y": val.labels} if val else {"groups": train.groups}
-            probability, extra["c"] = linear(
-                *known, asked, classes=len(classes), multilabel=multilabel, seed=job.config["seed"], **held
-            )
-        found[name] = scores(test.labels, probability, classes=classes, multilabel=multilabel) | extra
+def evaluate(
+    job: Job, found: list[Condition], arms: dict[str, Encoder], folder: Path, call: Call
+) -> Iterator[tuple[str, JSON]]:
+    """File name and record of every condition; each is written as soon as it is known."""
+    learner = Frozen(job, arms) if job.protocol["name"] in FROZEN else Tuned(job, arms)
+    for condition in found:
+        started = time.perf_counter()
+        name = file_name(job, condition, arms)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            probability, chosen = learner(condition, folder / name)
+        said = predictions(job.task, condition, probability)
+        said.save(folder / f"{name}.npz")
+        texts = {str(w.message) for w in caught if issubclass(w.category, UserWarning)}
+        record = describe(job, condition, call) | {
+            "predictions": f"{name}.npz",
+            "arms": {arm: score(job, said, arm) | ({"chosen": chosen[arm]} if chosen[arm] else {}) for arm in arms},
+            "warnings": [*job.task.remarks, *sorted(texts)],
+            "seconds": time.perf_counter() - started,
+            "finished": records.now(),
+        }
+        records.write_json(folder / f"{name}.json", record)
+        show(name, record, job.console)
+        yield name, record
+
+
+def file_name(job: Job, condition: Condition, arms: dict[str, Encoder]) -> str:
+    """Of a condition's record: what differs in it from all that would lie beside it."""
+    task, config = job.task, job.config
+    parts = [job.protocol["name"], config["weights"], task.test.name if task.path else ""]
+    parts += ["shift" if task.shift else "", condition.name, "-".join(arms) if config["arm"] else ""]
+    return "-".join(part for part in parts if part)
+
+
+def predictions(task: Task, condition: Condition, probability: dict[str, Array]) -> Predictions:
+    """Answers beside the images that they are about."""
+    ids, manifest = task.rows["test"], task.test
+    labels = manifest.label_tensor()[ids].numpy()
+
+    def texts(column: Sequence[str]) -> Texts:
+        return np.array([column[i] for i in ids.tolist()], dtype=np.str_)
+
+    return Predictions(
+        id=ids.numpy(),
+        key=texts(manifest.keys),
+        sha256=texts(manifest.sha256),
+        group=texts(manifest.groups),
+        split=texts(manifest.splits),
+        label=labels.astype(np.uint8) if manifest.multilabel else labels,
+        classes=np.array(manifest.classes, dtype=np.str_),
+        trainings=np.array([draw.number for draw in condition.draws]),
+        probability={arm: p.astype(np.float32) for arm, p in probability.items()},
+    )
+
+
+def score(job: Job, said: Predictions, arm: str) -> JSON:
+    """Scores of an arm, their intervals, and its subgroups."""
+    config = job.config
+    how = Scoring(config["threshold"], config["replicates"], config["seed"])
+    found = summary(said, arm, how)
+    for name in by(config):
+        values = column(job.task.test, name, job.task.rows["test"])
+        found.setdefault("subgroups", {})[name] = subgroups(said, arm, values, how)
     return found
 
 
-def by_finetuning(job: Job, arms: dict[str, Encoder], place: Place, folder: Path) -> JSON:
-    """End-to-end fine-tuning, one run folder per arm inside the evaluation's; scores per arm."""
-    protocol, manifest, rows = job.protocol, job.manifest, job.rows
-    if not len(rows["val"]):
-        rows = rows | carve(manifest, rows["train"], job.config["seed"])
-    batch, labels, found = protocol["batch_size"], manifest.label_tensor(), {}
-    size = f"arms.image_size={job.image_size}"
-    views: ViewSpec = job.build(compose_config("pretrain", [f"views={protocol['views']}", size])["views"])
-    streams = {"train": job.stream(rows["train"], place, batch=batch, shuffle=True, keep=True)}
-    streams |= {
-        part: job.stream(rows[part], place, batch=job.config["batch_size"], keep=True) for part in ("val", "test")
+def describe(job: Job, condition: Condition, call: Call) -> JSON:
+    """The part of the record that is known before anything is computed."""
+    task, config = job.task, job.config
+    return {
+        "schema": records.SCHEMA,
+        "protocol": job.protocol["name"],
+        "settings": job.protocol if job.protocol["name"] in FROZEN else job.protocol | {"views": repr(job.views)},
+        "weights": config["weights"],
+        "data": {"name": task.test.name, "fingerprint": task.test.fingerprint(), "synthetic": task.test.synthetic},
+        "learnt_from": {"name": task.learn.name, "fingerprint": task.learn.fingerprint()},
+        "elsewhere": task.path is not None,
+        "shift": task.shift,
+        "split": task.split,
+        **condition.about,
+        "trainings": [draw.number for draw in condition.draws],
+        "n_train": len(condition.draws[0].train),
+        "n_val": len(condition.draws[0].val),
+        "n_test": len(task.rows["test"]),
+        "classes": list(task.learn.classes),
+        "multilabel": task.learn.multilabel,
+        "threshold": config["threshold"],
+        "replicates": config["replicates"],
+        "seed": config["seed"],
+        "precision": job.place.precision.name,
+        "command": call.command,
+        "git": records.git_state(),
+        "versions": records.versions(PACKAGES),
+        "device": job.place.record(),
     }
-    steps = streams["train"].steps_per_epoch
-    size = min(batch, len(rows["train"]))
-    todo = Todo(
-        epochs=protocol["epochs"], batch_size=size, seed=job.config["seed"],
-        log_every=steps, observe_every=steps, save_every=steps, best="val/macro_f1",
-    )  # fmt: skip
-    chosen = labels[rows["train"]]
-    counts = chosen.sum(0) if manifest.multilabel else torch.bincount(chosen, minlength=len(manifest.classes))
-    for name, encoder in arms.items():
-        here = folder / name
-        begin_or_continue(here, {
-            "verb": "finetune", "arm": name, "settings": protocol, "seed": job.config["seed"],
-            "precision": place.precision.name, "data": manifest.fingerprint(), "encoder": encoders.digest(encoder),
-        })  # fmt: skip
-        run = Run(here, Meter(place.device, place.world), job.console)
-        probability = finetune(
-            name, encoder, streams, manifest.classes, counts, views, place.accelerator, todo, run,
-            lr=protocol["lr"], weighting=protocol["weighting"],
-        )  # fmt: skip
-        run.update(status="done", finished=records.now())
-        place.accelerator.free_memory()  # it holds on to every model that it has prepared
-        truth = labels[rows["test"]].numpy()
-        found[name] = scores(truth, probability, classes=manifest.classes, multilabel=manifest.multilabel)
-    for stream in streams.values():
-        stream.close()
-    return found
 
 
-def begin_or_continue(folder: Path, about: JSON) -> None:
-    """Keep what a killed fine-tuning of exactly this left, to go on from there; anything else was another one's."""
-    old = records.read(folder) if (folder / records.RUN).exists() else {}
-    if old | about != old:
-        shutil.rmtree(folder, ignore_errors=True)
-        records.create(folder, about)
+def show(title: str, record: JSON, console: Console) -> None:
+    """Scores by arm, with their intervals where there are any; what is undefined and why."""
+    names = SHOWN[record["multilabel"]]
+    console.table([title, *names], [[arm, *(cell(row, name) for name in names)] for arm, row in record["arms"].items()])
+    for arm, row in record["arms"].items():
+        for name in (name for name in names if row[name] is None):
+            console.say(f"{arm}: {name} n/a: {row['undefined'][name]}")
+        for of, table in row.get("subgroups", {}).items():
+            rows = [[v, f"{one['n']:.0f}", *(cell(one, name) for name in names)] for v, one in table["groups"].items()]
+            console.table([f"{arm}, by {of}", "n", *names], rows)
+            worst = table["worst"]
+            gaps = [f"{name} {gap:.3f} (worst: {worst[name]})" for name, gap in table["gap"].items() if name in names]
+            console.say(f"gap: {', '.join(gaps) or 'n/a'}; {table['few']} images of too small groups")
 
 
-def carve(manifest: Manifest, ids: Tensor, seed: int) -> Rows:
-    """A tenth of the training images for validation, stratified, never splitting a group."""
-    picked = ids.tolist()
-    parts = assign([manifest.labels[i] for i in picked], [manifest.groups[i] for i in picked], (0.9, 0.1, 0.0), seed)
-    chosen = np.array(parts)
-    return {part: ids[torch.from_numpy(chosen == part)] for part in ("train", "val")}
+def cell(row: JSON, name: str) -> str:
+    """A score as it is printed, with its standard deviation over trainings and its interval over test images."""
+    if row[name] is None:
+        return "n/a"
+    found, seeds = row["intervals"].get(name), row.get("seeds", {}).get(name)
+    spread = f" ± {seeds['std']:.3f}" if seeds else ""
+    return f"{row[name]:.3f}{spread}" + (f" [{found[0]:.3f}, {found[1]:.3f}]" if found else "")

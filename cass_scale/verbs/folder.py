@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
 from cass_scale import records
 from cass_scale.data.manifest import Manifest
 from cass_scale.encoders import ArmSpec
-from cass_scale.errors import CassScaleError, Collapsed, ConfigError, Preempted
+from cass_scale.errors import CassScaleError, Collapsed, ConfigError, DataError, Preempted, Problems
 from cass_scale.locks import lock
 from cass_scale.run import Run, differences
 from cass_scale.types import JSON, Call
 from cass_scale.verbs.wire import PACKAGES, Place, without
+
+T = TypeVar("T")
 
 # What may differ between a run and its resumption: nothing here changes a weight. The precision is compared as it
 # was resolved, since `auto` means another one on another device.
@@ -50,6 +53,33 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
         if not fresh:
             compare(folder, config, manifest, place)
         yield fresh
+
+
+def finished(folder: Path) -> JSON:
+    """The record of a run that reached its end. Raises DataError where there is none, ConfigError for any other."""
+    record = records.read(folder)
+    if record["status"] != "done":
+        raise ConfigError(
+            f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
+            f"({record['command']})"
+        )
+    return record
+
+
+def exported(folder: Path, record: JSON) -> dict[str, Path]:
+    """The encoders that the run left, in the order of its arms. Raises DataError when there are none."""
+    there = {path.stem: path for path in sorted((folder / "export").glob("*.safetensors"))}
+    if not there:
+        raise DataError(f"{folder / 'export'} holds no encoder: name the folder that `cass-scale pretrain` wrote")
+    return {arm: there[arm] for arm in dict.fromkeys([*record.get("arms", {}), *there]) if arm in there}
+
+
+def choose(there: Mapping[str, T], asked: str | list[str] | None, problems: Problems) -> dict[str, T]:
+    """Those of `there` that were asked for; unknown names are noted."""
+    wanted = [asked] if isinstance(asked, str) else asked or list(there)
+    for name in wanted:
+        problems.check(name in there, f"arm={name}: this run has {', '.join(there)}")
+    return {name: there[name] for name in wanted if name in there}
 
 
 def _of_begin(path: Path) -> bool:

@@ -35,7 +35,7 @@ from cass_scale.traces import steps as traced_steps
 from cass_scale.traces import tracer
 from cass_scale.train import train
 from cass_scale.types import JSON, ArmOutput, Call, Progress, Stream, ViewSpec
-from cass_scale.verbs import settings, wire
+from cass_scale.verbs import rules, settings, wire
 from cass_scale.verbs.folder import begin, claim, outcome, proceed
 from cass_scale.verbs.wire import Build, Place, without
 from cass_scale.views import make_views
@@ -166,7 +166,7 @@ def speed(run: Run) -> str:
 def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]:
     """Every problem of the values at once, before a device or a file is touched; the arms and the method's class."""
     problems = Problems()
-    settings.check_values(config, settings.PRETRAIN, problems)
+    settings.check_values(config, rules.PRETRAIN, problems)
     specs, kind = settings.check_arms(config, problems), wire.method_class(config, build)
     batch, parts = config["train"]["batch_size"], config["train"]["accumulate"]
     world = int(os.environ.get("WORLD_SIZE", "1"))

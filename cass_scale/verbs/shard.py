@@ -17,7 +17,7 @@ from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
 from cass_scale.locks import lock
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import settings
+from cass_scale.verbs import rules, settings
 from cass_scale.verbs.wire import Build, without
 
 SAY_EVERY = 10.0  # seconds between lines where there is no terminal for a bar
@@ -62,7 +62,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 def check(config: JSON) -> Path:
     """Every problem of the values at once; returns the folder to write."""
     problems = Problems()
-    settings.check_values(config, settings.SHARD, problems)
+    settings.check_values(config, rules.SHARD, problems)
     out = Path(config["out"]).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose a folder you may write to")
     settings.refuse_noise(config, problems)

@@ -15,7 +15,7 @@ from cass_scale.data.scan import refuse_too_many
 from cass_scale.data.splits import check_fractions
 from cass_scale.errors import ConfigError, Problems
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import settings
+from cass_scale.verbs import rules, settings
 from cass_scale.verbs.survey import survey
 
 
@@ -55,7 +55,7 @@ def run(config: JSON, build: Callable[..., Any], call: Call) -> JSON:
 def check(config: JSON) -> Path:
     """The file to write. Raises ConfigError with every problem of the command."""
     problems = Problems()
-    settings.check_values(config, settings.VERIFY, problems)
+    settings.check_values(config, rules.VERIFY, problems)
     settings.refuse_noise(config, problems)
     data, out = config["data"], config["out"]
     problems.check(data["path"] is not None, "data.path is missing: the folder of images")

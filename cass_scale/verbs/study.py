@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -27,8 +28,9 @@ from cass_scale.page import hours
 from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import evaluate, pretrain, settings, wire
+from cass_scale.verbs import pretrain, rules, settings, wire
 from cass_scale.verbs.folder import free, total_steps
+from cass_scale.verbs.task import held_back
 from cass_scale.verbs.wire import Build, choose_device, without
 
 ROW = (sys.executable, "-m", "cass_scale.verbs.row")
@@ -50,7 +52,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder, "out"):
         begin(folder, study, rows, config, slots, call)
-        failed = run_rows(rows, folder, slots, console)
+        failed = run_rows(rows, folder, slots, console, keep=config["keep_checkpoints"])
     console.say(
         f"{len(rows) - failed} of {len(rows)} rows done; next: cass-scale report runs={folder} out={folder}.html"
     )
@@ -60,7 +62,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 def settle(config: JSON) -> tuple[JSON, list[Row], Path]:
     """The study as its preset has it, its rows and its folder. Raises ConfigError with everything wrong."""
     problems = Problems()
-    settings.check_values(config, settings.STUDY, problems)
+    settings.check_values(config, rules.STUDY, problems)
     one = dist.world() == 1
     problems.check(one, "study starts its rows itself: start it without accelerate launch, torchrun or srun -n")
     problems.raise_if_any()
@@ -92,7 +94,9 @@ def check(rows: Sequence[Row], build: Build) -> dict[Shape, JSON]:
             if words not in scoring:
                 one = Problems()
                 with one.collecting():
-                    settings.check_values(compose_config("evaluate", words), settings.EVALUATE, one)
+                    config = compose_config("evaluate", words)
+                    settings.check_values(config, rules.EVALUATE, one)
+                    settings.check_amounts(config, one)
                 scoring[words] = one.found
             problems.found += scoring[words]
         for problem in dict.fromkeys(problems.found):
@@ -116,7 +120,7 @@ def check_data(configs: Mapping[Shape, JSON], rows: Sequence[Row], build: Build)
     manifest: Manifest = build(without(next(iter(configs.values()))["data"], "noise"))
     Plan(manifest.rows("train"), max(config["train"]["batch_size"] for config in configs.values()), seed=0)
     if any(row.evaluations for row in rows):
-        evaluate.held_back(manifest)
+        held_back(manifest)
     return manifest
 
 
@@ -181,8 +185,13 @@ def commands(row: Row, folder: Path) -> list[list[str]]:
     return todo + [["evaluate", *words, f"run.dir={place}", "--quiet"] for words in due]
 
 
-def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], console: Console) -> int:
-    """Run all that is left, tell of each row, keep study.json; returns how many failed. Raises Preempted."""
+def run_rows(
+    rows: Sequence[Row], folder: Path, slots: Sequence[str | None], console: Console, *, keep: bool = False
+) -> int:
+    """Run all that is left, tell of each row, keep study.json; returns how many failed. Raises Preempted.
+
+    Checkpoints of rows that are done go, unless they are to be kept: a study of many rows would fill a disk.
+    """
     wait_for_leavers(rows, folder)
     by_name = {row.folder: row for row in rows}
     left = {row.folder: todo for row in rows if (todo := commands(row, folder))}
@@ -201,6 +210,9 @@ def run_rows(rows: Sequence[Row], folder: Path, slots: Sequence[str | None], con
             console.warn(f"FAILED {row.shown}: {end.why} (log: {end.job.log})")
         else:
             took.append((row.shape, end.seconds))
+            if not keep:
+                for checkpoints in [*(folder / row.folder).rglob("checkpoints")]:  # also of fine-tunings
+                    shutil.rmtree(checkpoints, ignore_errors=True)
         note_end(folder, row, end.why)
         how = "failed" if end.why else f"done in {hours(end.seconds / 3600)}"
         rest = eta(left, by_name, took, len(slots))

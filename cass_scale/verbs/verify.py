@@ -15,7 +15,7 @@ from cass_scale.data.verify import changed, faults, inspect, remarks
 from cass_scale.errors import EXIT_DATA, EXIT_OK, MissingExtra, Problems
 from cass_scale.page import render
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import settings
+from cass_scale.verbs import rules, settings
 from cass_scale.verbs.survey import survey
 
 RECORD, PAGE = "verify.json", "verify.html"
@@ -65,7 +65,7 @@ def run(config: JSON, build: Callable[..., Any], call: Call) -> JSON:
 def check(config: JSON) -> Path | None:
     """The folder to write to. Raises ConfigError with every problem of the command."""
     problems = Problems()
-    settings.check_values(config, settings.VERIFY, problems)
+    settings.check_values(config, rules.VERIFY, problems)
     settings.refuse_noise(config, problems)
     path, out = config["data"]["path"], config["out"]
     problems.check(path is not None, "data.path is missing: the folder of images or of shards")

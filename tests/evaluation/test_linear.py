@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from cass_scale.evaluation import linear as module
+from cass_scale.evaluation.draws import folds
 from cass_scale.evaluation.linear import linear
 from cass_scale.evaluation.metrics import scores
 
@@ -87,26 +88,12 @@ def test_with_groups_what_was_memorised_about_a_patient_does_not_count() -> None
     x, wanted = face[patient] + 0.1 * rng.normal(size=(240, 100)), np.eye(2)[y]
 
     def accuracy(groups: np.ndarray | None) -> float:
-        out = module._held_out(x, wanted, module._folds(wanted, groups, 0), False)
+        out = module._held_out(x, wanted, folds(wanted, groups, module.FOLDS, 0), False)
         assert out is not None
         return float((out[-1].argmax(axis=1) == y).mean())
 
     assert accuracy(None) > 0.95
     assert accuracy(patient) < 0.65
-
-
-def test_folds_never_split_a_group_and_every_fold_sees_every_class() -> None:
-    rng = np.random.default_rng(0)
-    y = rng.choice(3, 400, p=[0.8, 0.15, 0.05])
-    alone = module._folds(np.eye(3)[y], None, 0)
-    for c in range(3):
-        counts = np.bincount(alone[y == c], minlength=module.FOLDS)
-        assert counts.max() - counts.min() <= 1
-    groups = np.concatenate([np.arange(80), rng.integers(-1, 80, 320)])
-    fold = module._folds(np.eye(3)[y], groups, 0)
-    assert all(len(set(fold[groups == g])) == 1 for g in range(80))
-    assert len(set(fold[groups == -1])) > 1  # rows without a group stand alone
-    assert np.bincount(fold).max() < 1.5 * np.bincount(fold).min()
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7])

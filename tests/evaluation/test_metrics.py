@@ -4,9 +4,16 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from sklearn import metrics as sk
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_calibration_error,
+    multilabel_f1_score,
+    multilabel_recall,
+)
 
-from cass_scale.evaluation.metrics import scores
+from cass_scale.evaluation.metrics import UNDEFINED, details, scores
 
 
 def softmax_like(rng: np.random.Generator, n: int, c: int) -> np.ndarray:
@@ -14,19 +21,36 @@ def softmax_like(rng: np.random.Generator, n: int, c: int) -> np.ndarray:
     return p / p.sum(axis=1, keepdims=True)
 
 
+def per_label(score, truth: np.ndarray, guess: np.ndarray) -> float:
+    return float(np.mean([score(truth[:, c], guess[:, c]) for c in range(truth.shape[1])]))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_single_label_agrees_with_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, p = rng.choice(4, 120, p=[0.6, 0.2, 0.15, 0.05]), softmax_like(rng, 120, 4)
-    guess = p.argmax(axis=1)
-    assert scores(truth, p, classes=list("abcd"), multilabel=False) == pytest.approx(
+    guess, hot = p.argmax(axis=1), np.eye(4)[truth]
+    specificity = [sk.recall_score(truth != c, p[:, c] <= 0.3) for c in range(4)]
+    assert scores(truth, p, classes=list("abcd"), multilabel=False, threshold=0.3) == pytest.approx(
         {
             "macro_f1": sk.f1_score(truth, guess, average="macro"),
+            "micro_f1": sk.f1_score(truth, guess, average="micro"),
             "balanced_accuracy": sk.balanced_accuracy_score(truth, guess),
+            "recall": sk.recall_score(truth, guess, average="macro"),
             "auc": sk.roc_auc_score(truth, p, multi_class="ovr", average="macro"),
             "accuracy": sk.accuracy_score(truth, guess),
+            "top3": sk.top_k_accuracy_score(truth, p, k=3),
+            "kappa": sk.cohen_kappa_score(truth, guess),
+            "quadratic_kappa": sk.cohen_kappa_score(truth, guess, weights="quadratic"),
+            "sensitivity": per_label(sk.recall_score, hot, p > 0.3),
+            "specificity": np.mean(specificity),
+            "brier": sk.brier_score_loss(truth, p, labels=[0, 1, 2, 3]),
+            "ece": float(multiclass_calibration_error(torch.tensor(p), torch.tensor(truth), 4, n_bins=15)),
+            "official_f1": float(multilabel_f1_score(torch.tensor(p), torch.tensor(hot), 4, average="micro")),
+            "official_recall": float(multilabel_recall(torch.tensor(p), torch.tensor(hot), 4, average="micro")),
             "n": 120,
-        }
+        },
+        abs=1e-6,
     )
 
 
@@ -35,22 +59,42 @@ def test_multi_label_agrees_with_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth, p = (rng.random((90, 3)) < [0.5, 0.2, 0.1]).astype(np.float32), rng.random((90, 3))
     guess = (p > 0.5).astype(int)
-    balanced = [sk.balanced_accuracy_score(truth[:, c], guess[:, c]) for c in range(3)]
-    assert scores(truth, p, classes=list("abc"), multilabel=True) == pytest.approx(
+    assert scores(truth, p, classes=list("abc"), multilabel=True, threshold=0.3) == pytest.approx(
         {
             "macro_f1": sk.f1_score(truth, guess, average="macro"),
-            "balanced_accuracy": np.mean(balanced),
-            "auc": sk.roc_auc_score(truth, p, average="macro"),
             "micro_f1": sk.f1_score(truth, guess, average="micro"),
+            "recall": sk.recall_score(truth, guess, average="macro"),
+            "balanced_accuracy": per_label(sk.balanced_accuracy_score, truth, guess),
+            "auc": sk.roc_auc_score(truth, p, average="macro"),
+            "kappa": per_label(sk.cohen_kappa_score, truth, guess),
+            "sensitivity": sk.recall_score(truth, p > 0.3, average="macro"),
+            "specificity": sk.recall_score(1 - truth, p <= 0.3, average="macro"),
+            "brier": per_label(sk.brier_score_loss, truth, p),
+            "ece": float(binary_calibration_error(torch.tensor(p).ravel(), torch.tensor(truth).ravel(), n_bins=15)),
+            "official_f1": float(multilabel_f1_score(torch.tensor(p), torch.tensor(truth), 3, average="micro")),
+            "official_recall": sk.recall_score(truth, guess, average="micro"),
             "n": 90,
-        }
+        },
+        abs=1e-6,
     )
 
 
-def test_binary_auc_is_that_of_the_second_class() -> None:
-    truth = np.array([0, 0, 1, 1])
-    p = np.array([[0.2, 0.1], [0.3, 0.4], [0.1, 0.35], [0.6, 0.8]])  # columns that disagree on purpose
-    assert scores(truth, p, classes=["healthy", "ill"], multilabel=False)["auc"] == 0.75
+def test_two_classes_are_judged_by_the_second() -> None:
+    truth, p = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
+    found = scores(truth, np.stack([1 - p, p], axis=1), classes=["healthy", "ill"], multilabel=False, threshold=0.3)
+    assert (found["auc"], found["sensitivity"], found["specificity"]) == (0.75, 1.0, 0.5)
+    assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, p))
+
+
+def test_a_head_of_sigmoids_is_scored_as_shares_and_officially_as_it_is() -> None:
+    """The notebook takes every class above 0.5: none of the first image, both of the second."""
+    truth, p = np.array([0, 1]), np.array([[0.4, 0.2], [0.7, 0.9]])
+    found = scores(truth, p, classes=["a", "b"], multilabel=False)
+    assert found["accuracy"] == 1 and found["auc"] == 1
+    assert found["official_f1"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1)) and found["official_recall"] == 0.5
+    assert found["brier"] == pytest.approx(((1 / 3) ** 2 + (7 / 16) ** 2) / 2)
+    none = scores(truth, p * 0, classes=["a", "b"], multilabel=False)
+    assert none["auc"] == 0.5 and none["brier"] == 0.25, "rows of zeros say nothing"
 
 
 def test_a_class_absent_from_the_truth_does_not_count() -> None:
@@ -77,7 +121,35 @@ def test_a_label_absent_from_the_truth_does_not_count() -> None:
 
 def test_nothing_occurs_and_nothing_can_be_said() -> None:
     found = scores(np.zeros((3, 2)), np.full((3, 2), 0.4), classes=["a", "b"], multilabel=True)
-    assert found == {"macro_f1": None, "balanced_accuracy": None, "auc": None, "micro_f1": None, "n": 3}
+    undefined = {name for name, value in found.items() if value is None}
+    assert undefined == found.keys() - {"n", "brier", "ece"} and undefined <= UNDEFINED.keys()
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_details_per_class_and_confusion(multilabel: bool) -> None:
+    rng = np.random.default_rng(1)
+    truth = (rng.random((80, 3)) < 0.3).astype(int) if multilabel else rng.choice(3, 80)
+    p = rng.random((80, 3)) if multilabel else softmax_like(rng, 80, 3)
+    found = details(truth, p, classes=list("abc"), multilabel=multilabel, threshold=0.4)
+    hot = truth if multilabel else np.eye(3)[truth]
+    guess = p > 0.5 if multilabel else np.eye(3)[p.argmax(axis=1)]
+    for c, name in enumerate("abc"):
+        row = found["per_class"][name]
+        assert row["f1"] == pytest.approx(sk.f1_score(hot[:, c], guess[:, c]))
+        assert row["precision"] == pytest.approx(sk.precision_score(hot[:, c], guess[:, c]))
+        assert row["auc"] == pytest.approx(sk.roc_auc_score(hot[:, c], p[:, c])) and row["n"] == hot[:, c].sum()
+        assert row["specificity"] == pytest.approx(sk.recall_score(1 - hot[:, c], p[:, c] <= 0.4))
+    expected = (
+        sk.multilabel_confusion_matrix(truth, guess) if multilabel else sk.confusion_matrix(truth, guess.argmax(axis=1))
+    )
+    assert found["confusion"] == expected.tolist()
+
+
+def test_details_of_a_class_that_is_absent_are_null() -> None:
+    found = details(np.array([0, 0]), np.eye(3)[[0, 1]], classes=list("abc"), multilabel=False)
+    never = {"n": 0, "f1": None, "precision": None, "recall": None, "auc": None, "sensitivity": None}
+    assert found["per_class"]["c"] == never | {"specificity": None}
+    assert found["per_class"]["b"]["precision"] == 0 and found["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -92,9 +164,18 @@ def test_a_constant_prediction_is_worth_chance_and_warns_of_nothing(multilabel: 
     assert found["macro_f1"] == pytest.approx(0.75 / 3)
 
 
-def test_one_sample() -> None:
+def test_all_labels_equal() -> None:
     found = scores(np.array([1]), np.array([[0.2, 0.7, 0.1]]), classes=list("abc"), multilabel=False)
-    assert found == {"macro_f1": 1.0, "balanced_accuracy": 1.0, "auc": None, "accuracy": 1.0, "n": 1}
+    undefined = {name for name, value in found.items() if value is None}
+    assert undefined == {"auc", "sensitivity", "specificity", "kappa", "quadratic_kappa", "top3"}
+    assert found["macro_f1"] == found["balanced_accuracy"] == found["accuracy"] == found["official_f1"] == 1
+
+
+def test_a_single_class() -> None:
+    found = scores(np.array([0, 0]), np.ones((2, 1)), classes=["only"], multilabel=False)
+    assert found["accuracy"] == 1 and found["auc"] is None
+    many = scores(np.array([[1], [0]]), np.array([[0.9], [0.2]]), classes=["only"], multilabel=True)
+    assert many["macro_f1"] == many["auc"] == many["kappa"] == 1
 
 
 @pytest.mark.parametrize(
