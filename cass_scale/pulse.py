@@ -29,9 +29,9 @@ from cass_scale.signals import Ended, deaf
 from cass_scale.types import JSON
 
 PERIOD = 1.0  # seconds between beats
-SILENT = 40.0  # seconds without a beat: dead or cut off; a library may keep Python from running for a while
+SILENT = 35.0  # seconds without a beat: dead or cut off; a library may keep Python from running for a while
 BROKEN = 4.0  # the same once a collective has failed somewhere
-GRACE = 10.0  # seconds for a rank to end by itself when another one has failed
+GRACE = 8.0  # seconds for a rank to end by itself when another one has failed
 HEARTBEAT_EVERY = 5.0  # seconds between its writes
 ORDER = ("data", "views", "step")  # what a step consists of: all others wait for the rank furthest behind
 AGAIN = "run the same command again to continue from the last checkpoint"
