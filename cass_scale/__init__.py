@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "bench", "compare", "doctor", "evaluate", "explain", "export", "predict", "pretrain", "report", "shard", "split",
-    "study", "verify",
+    "status", "study", "verify",
 ]  # fmt: skip
 
 
@@ -29,6 +29,11 @@ def pretrain(*overrides: str, **keys: Any) -> dict[str, Any]:
 def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Score the encoders of a run on held-back images; returns the evaluation's record."""
     return dict(_call("evaluate", overrides, keys))
+
+
+def status(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Where a running or dead run stands: step, rate, hours left, last loss, checkpoint, and every rank's heartbeat."""
+    return dict(_call("status", overrides, keys))
 
 
 def compare(*overrides: str, **keys: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 
 from cass_scale import dist
 from cass_scale.errors import DataError, StorageError
+from cass_scale.signals import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends USR1 before the time limit
+WHICH = 128  # above any signal's number: a rank and a signal in one integer
 PARTIAL = ".partial"
 
 
@@ -97,15 +99,19 @@ class Checkpoints:
 
 
 class StopSignal:
-    """Inside `with`, SIGTERM, SIGINT and SIGUSR1 set a flag that ranks agree on, and end nothing."""
+    """Inside `with`, SIGTERM, SIGINT and SIGUSR1 are noted and end nothing; `asked` makes ranks agree on one."""
 
     def __init__(self) -> None:
-        self.name = ""
+        self.name = ""  # of the signal that was noted here, or agreed on
+        self._number = 0
         self._before: dict[int, Any] = {}
+        self._group: Any = None
+        self._last: Callable[[], int] | None = None
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._group = dist.host_group()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -113,8 +119,19 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.name, self._number = signal.Signals(number).name, number
 
-    def asked(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop."""
-        return dist.any_rank(bool(self.name), device)
+    def asked(self) -> bool:
+        """Whether any rank was asked to stop; `name` says by what, and which rank.
+
+        Of several ranks the answer is that of the call before: they agree while the step between the calls is
+        computed, and nobody waits.
+        """
+        if self._group is None:
+            return bool(self.name)
+        now = dist.highest_later(self._group, dist.rank() * WHICH + self._number if self._number else 0)
+        found, self._last = self._last() if self._last else 0, now
+        if found:
+            rank, number = divmod(found, WHICH)
+            self.name = f"{signal.Signals(number).name} to rank {rank}"
+        return bool(found)

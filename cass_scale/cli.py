@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cass_scale import __version__
 from cass_scale.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CassScaleError, ConfigError
+from cass_scale.signals import ending_in_order
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import VERBS
 from cass_scale.words import flatten, is_url, literal_path, own_words, redact, with_arms, written_out
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     how = Call(_command(arguments), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
-        result = run_verb(options.verb, [*options.overrides, *rest], how)
+        with ending_in_order(for_good=argv is None):
+            result = run_verb(options.verb, [*options.overrides, *rest], how)
     except (CassScaleError, OSError) as error:
         if options.debug:
             raise

@@ -1,10 +1,13 @@
-"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a bar in a terminal, plain lines elsewhere, and a file for every rank."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
 
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,6 +44,7 @@ class Console:
 
     def __init__(self, *, main: bool = True, quiet: bool = False) -> None:
         self.main, self.quiet = main, quiet
+        self.log: IO[str] | None = None
         width = None if sys.stderr.isatty() else WIDE
         self.rich = Rich(stderr=True, highlight=False, soft_wrap=True, emoji=False, width=width)
         self._bar: Progress | None = None
@@ -48,13 +52,26 @@ class Console:
         self._drawn = 0.0
         self._rank = ""
 
+    def keep(self, path: Path) -> None:
+        """From now on also write what is said, on every rank, to the file `path`. Raises OSError."""
+        path.parent.mkdir(exist_ok=True)
+        self.log = path.open("a", buffering=1, encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """A line for the file alone."""
+        if self.log is not None:
+            with suppress(OSError):  # a full disk is the checkpoint's to report
+                self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
     def say(self, text: str) -> None:
         """A plain line."""
+        self.note(text)
         if self.main and not self.quiet:
             self.rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """A line that must be seen."""
+        self.note(text)
         if self.main:
             self.rich.print(text, style="bold yellow", markup=False)
 
@@ -108,7 +125,9 @@ class Console:
         self._rank = ranks(row) or self._rank  # measured at fewer steps than the rest
         if "loss" not in row:
             return  # the look before the first step
+        line = f"step {row['step']}/{total}  epoch {row['epoch']}  {summary(row, self._rank)}"
         if self._bar is not None and self._task is not None:
+            self.note(line)
             self._bar.update(self._task, description=summary(row, self._rank), refresh=True)
         else:
-            self.say(f"step {row['step']}/{total}  epoch {row['epoch']}  {summary(row, self._rank)}")
+            self.say(line)

@@ -61,6 +61,14 @@ class Preempted(CassScaleError):
     exit_code = EXIT_PREEMPTED
 
 
+class RankLost(CassScaleError):
+    """Another rank failed, died or was cut off, or no step came to its end; says which, and why."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # that of the rank that failed
+
+
 class Collapsed(CassScaleError):
     """`train.on_collapse=stop` met a collapse; the run's record holds the evidence."""
 

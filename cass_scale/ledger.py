@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -127,11 +128,13 @@ class Window:
     def _open(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
+        self.seen: list[tuple[Tensor, list[Tensor]]] = []  # loss and ids of every step, for the day when it is NaN
         self.since, self.booked = self.run.meter.elapsed(), dict(self.run.meter.spans)
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Take in one step's means."""
+    def add(self, metrics: dict[str, Tensor], ids: list[Tensor]) -> None:
+        """Take in one step's means, and the ids of its images on this rank."""
         self.steps += 1
+        self.seen.append((metrics["loss"], ids))
         for key, value in metrics.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
 
@@ -164,8 +167,25 @@ class Window:
         totals = torch.stack([total.float() for total in self.sums.values()])
         found = dict(zip(self.sums, (dist.all_reduce_mean(totals) / self.steps).tolist(), strict=True))
         if not math.isfinite(found["loss"]):
-            raise NonFinite(f"the loss is {found['loss']} at or just before step {at.step}; {REMEDY}")
+            raise NonFinite(f"the loss is {found['loss']}, first {self._culprits(at)}; {REMEDY}")
         return found
+
+    def _culprits(self, at: Progress) -> str:
+        """On which ranks, at which step and on which images the loss was first no number. All ranks must ask."""
+        finite = torch.stack([loss.float() for loss, _ in self.seen]).isfinite().tolist()
+        first = finite.index(False) if False in finite else len(finite)
+        ids = torch.cat(self.seen[first][1]).tolist() if first < len(finite) else []
+        found = dist.of_all_ranks((first, ids))
+        earliest = min(number for number, _ in found)
+        if earliest == len(finite):  # each is a number, their sum is none
+            return f"in the mean at step {at.step}"
+        where = [f"rank {rank} (images {_few(ids)})" for rank, (number, ids) in enumerate(found) if number == earliest]
+        return f"at step {at.step - len(finite) + 1 + earliest} on {', '.join(where)}, rows of manifest.csv from 0"
+
+
+def _few(ids: list[int], most: int = 64) -> str:
+    """Ids for a message."""
+    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 class Ledger:
@@ -176,18 +196,20 @@ class Ledger:
         self.window = Window(run)
 
     def look_before_the_first_step(self, at: Progress) -> None:
-        """The row of step 0: what observers see before anything has been trained."""
-        self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
+        """The row of step 0, unless the run resumes: what observers see before anything has been trained."""
+        if at.step == 0:
+            self.run.log({"step": 0, "epoch": 0, "images": 0} | self._look(at), self.last)
 
     def out_of_patience(self, at: Progress) -> bool:
         """Whether nothing has become better for as long as `todo` says."""
         waited = at.step - self.trainee.best_step
         return self.todo.patience is not None and at.step >= self.todo.min_steps and waited >= self.todo.patience
 
-    def step(self, at: Progress, lr: float, means: dict[str, Tensor], *, ending: bool) -> None:
+    def step(self, at: Progress, lr: float, means: dict[str, Tensor], ids: list[Tensor], *, ending: bool) -> None:
         """Book one optimizer step. Raises NonFinite rather than log or save a broken state."""
         todo, run = self.todo, self.run
-        self.window.add(means)
+        run.meter.steps += 1
+        self.window.add(means, ids)
         run.console.step(at.step)
         seen: JSON = {}
         if ending or at.step % todo.observe_every == 0:
@@ -198,6 +220,8 @@ class Ledger:
             self._keep_best(at)
         if ending or at.step % todo.save_every == 0:
             self._save(at)
+        if ending:
+            run.before_step(None)
 
     def _look(self, at: Progress) -> JSON:
         if self.observe is None:
@@ -214,7 +238,8 @@ class Ledger:
             state = self.trainee.state(at, self.run.meter.state(), rng)
             if self.run.main:
                 self.run.checkpoints.save(at.step, state)
-        self.run.update(steps=at.step, images_seen=at.samples, metrics=self.run.last)
+        pace = dist.of_all_ranks({"host": platform.node(), **self.run.meter.pace()})
+        self.run.update(steps=at.step, images_seen=at.samples, metrics=self.run.last, ranks=pace)
 
     def _check_weights(self, at: Progress) -> None:
         """The loss tells of a broken step one step late: never save what no resume could mend."""

@@ -29,6 +29,9 @@ class Meter:
     def __init__(self, device: torch.device, world: int = 1, born: float | None = None) -> None:
         self.device, self.world = device, world
         self.spans: dict[str, float] = {}
+        self.now = ""  # the span that is under way
+        self.steps = 0  # of this process
+        self._loaded: dict[str, float] = {}  # spans of the processes before this one
         self.earlier = 0.0  # lifetimes of the processes before this one
         self._hours = {"total": 0.0, "train": 0.0}  # device-hours of those processes, on as many devices as each had
         self._trained = 0.0  # their seconds of training, which `spans` holds too
@@ -42,45 +45,49 @@ class Meter:
     def __call__(self, name: str) -> Iterator[None]:
         """Time a block: host clock on CPU, a pair of events on CUDA."""
         if self.device.type != "cuda":
-            start = time.perf_counter()
-            try:
+            with self.host(name):
                 yield
-            finally:
-                self.add(name, time.perf_counter() - start)
             return
         pair = (_event(), _event())
         pair[0].record()
+        self.now = name
         try:
             yield
         finally:
+            self.now = ""
             pair[1].record()
             self._pending.append((name, *pair))
 
     @contextmanager
     def host(self, name: str) -> Iterator[None]:
         """Time a block on the host clock, whatever the device: file writes, evaluation, waiting for data."""
-        start = time.perf_counter()
+        start, self.now = time.perf_counter(), name
         try:
             yield
         finally:
+            self.now = ""
             self.add(name, time.perf_counter() - start)
 
     def wait(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Yield `items`; the time spent waiting for each is a span on the host clock."""
         source = iter(items)
         while True:
-            start = time.perf_counter()
             try:
-                item = next(source)
+                with self.host(name):
+                    item = next(source)
             except StopIteration:
                 return
-            finally:
-                self.add(name, time.perf_counter() - start)
             yield item
 
     def add(self, name: str, seconds: float) -> None:
         """Book `seconds` under `name`."""
         self.spans[name] = self.spans.get(name, 0.0) + seconds
+
+    def pace(self) -> dict[str, float]:
+        """Means over the steps of this process: seconds at work on the device, and waiting for data."""
+        own = {name: self.spans.get(name, 0.0) - self._loaded.get(name, 0.0) for name in TRAIN_SPANS}
+        steps = max(1, self.steps)
+        return {"steps": self.steps, "step_s": (own["views"] + own["step"]) / steps, "data_s": own["data"] / steps}
 
     def settle(self) -> None:
         """Book the CUDA spans whose events have completed; never waits."""
@@ -135,6 +142,7 @@ class Meter:
             "peak": 0,
         }
         state = nothing | (state or {})
+        self._loaded = dict(state["spans"])
         for name, seconds in state["spans"].items():
             self.add(name, seconds)
         self.earlier = max(state["elapsed"], lost_until)

@@ -238,7 +238,16 @@ def _details(run: Run, runs: list[Run]) -> JSON:
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         "env": environment.read_text(encoding="utf-8", errors="replace") if environment.is_file() else "",
         "bad": run.part("data").get("bad") or [],
+        "ranks": _ranks(run.record.get("ranks") or []),
     }
+
+
+def _ranks(found: list[JSON]) -> list[JSON]:
+    """Rank by rank, the stragglers marked: they wait for data a twentieth of a step longer than the median rank."""
+    if len(found) < 2:
+        return []
+    usual = sorted(rank["data_s"] for rank in found)[(len(found) - 1) // 2]
+    return [rank | {"late": rank["data_s"] - usual > 0.05 * (rank["step_s"] + rank["data_s"])} for rank in found]
 
 
 def _samples(runs: list[Run]) -> dict[str, list[str]]:

@@ -234,9 +234,9 @@ def read_metrics(path: Path) -> list[JSON]:
 class MetricsLog:
     """Appends rows to metrics.jsonl; each survives a kill of the process as soon as it is written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, repair: bool = True) -> None:
         self.path = path
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if repair and path.exists() and not path.read_bytes().endswith(b"\n"):
             self._rewrite(read_metrics(path))  # else the next row would be glued to the cut one
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -1,17 +1,16 @@
-"""One run folder: its record, metrics, checkpoints, meter and console, and the right to write there."""
+"""One run folder: its record, metrics, checkpoints, meter and console."""
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cass_scale import records
 from cass_scale.checkpoint import Checkpoints
 from cass_scale.console import Console
-from cass_scale.errors import ConfigError, StorageError
+from cass_scale.errors import StorageError
 from cass_scale.meter import Meter
 from cass_scale.types import JSON
 
@@ -24,8 +23,9 @@ class Run:
     def __init__(self, folder: Path, meter: Meter, console: Console, *, keep: int = 2, main: bool = True) -> None:
         self.folder, self.meter, self.console, self.main = folder, meter, console, main
         self.checkpoints = Checkpoints(folder / "checkpoints", keep)
-        self.metrics = records.MetricsLog(folder / records.METRICS)
+        self.metrics = records.MetricsLog(folder / records.METRICS, repair=main)
         self.track: Track = lambda row, step: None
+        self.before_step: Callable[[int | None], None] = lambda step: None  # every step's number; None: all done
         self.collapse: list[JSON] = list(records.read(folder)["collapse"]) if main else []
         self.last: JSON = {}
 
@@ -35,8 +35,8 @@ class Run:
         if self.main:
             with storing(self.metrics.path):
                 self.metrics.append(row)
-            self.console.row(row, total)
             self.track(row, row["step"])
+        self.console.row(row, total)
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json, with the meter's state as of now."""
@@ -81,32 +81,6 @@ def storing(path: Path) -> Iterator[None]:
             f"{path} could not be written ({error.strerror}); the last checkpoint is whole: "
             "free some space or mend the folder, then run the same command again"
         ) from error
-
-
-def lock(folder: Path, key: str = "run.dir") -> IO[str]:
-    """Hold the folder for this process until it ends; the kernel lets go even after `kill -9`.
-
-    Raises ConfigError, naming the configuration's `key`, when another process holds it.
-    """
-    handle = (folder / ".lock").open("w")
-    try:
-        # Not flock: forked data workers would inherit it, and they outlive a killed parent by seconds.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, as the system likes
-        handle.close()
-        raise ConfigError(
-            f"{key}={folder} is in use by another process; wait for it or choose another {key}"
-        ) from error
-    return handle
-
-
-def busy(folder: Path) -> bool:
-    """Whether another process holds the folder."""
-    try:
-        lock(folder).close()
-    except ConfigError:
-        return True
-    return False
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -43,23 +44,23 @@ def train(
     at = trainee.resume(run, Progress(0, 0, 0, total_samples=whole * todo.batch_size))
     ledger = Ledger(trainee, todo, run, observe, last)
     with checkpoint.StopSignal() as stop, run.console.bar(last, at.step):
-        if at.step == 0:
-            ledger.look_before_the_first_step(at)
+        ledger.look_before_the_first_step(at)
         while at.step < last and not ledger.out_of_patience(at):
             method.train()
             method.on_epoch(at.epoch)
             start = at.step % stream.steps_per_epoch
             batches = run.meter.wait("data", stream.epoch(at.epoch, start))
             for _ in range(start, min(stream.steps_per_epoch, start + last - at.step)):
+                run.before_step(at.step + 1)
                 rates = schedule(at)
                 set_rates(engine.optimizer, rates, at.epoch)
-                means = update(engine, batches, views, at, todo, run.meter)
+                means, ids = update(engine, batches, views, at, todo, run.meter)
                 at = advance(at, stream, todo)
                 trainee.after_step(at)
-                stopping = stop.asked(engine.accelerator.device)
-                ledger.step(at, rates.lr, means, ending=stopping or at.step == last)
+                stopping = stop.asked()
+                ledger.step(at, rates.lr, means, ids, ending=stopping or at.step == last)
                 if stopping and at.step < last:
-                    raise Preempted(f"{stop.name}: saved at step {at.step}; run the same command again to continue")
+                    leave(stop.name, at, engine, run)
     if average and at.step == whole:
         average.finish(method, (make_views(b.images, views, b.index, seed=todo.seed, epoch=0) for b in stream.epoch(0)))
     return at
@@ -67,9 +68,10 @@ def train(
 
 def update(
     engine: Engine, batches: Iterator[Batch], views: ViewSpec, at: Progress, todo: Todo, meter: Meter
-) -> dict[str, Tensor]:
-    """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device."""
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """One optimizer step over `accumulate` micro-batches; means of loss and metrics, still on the device, and ids."""
     means: dict[str, Tensor] = {}
+    ids: list[Tensor] = []
     for micro in range(todo.accumulate):
         batch = next(batches)
         with meter("views"):
@@ -78,11 +80,20 @@ def update(
         with meter("step"), silent:
             out = engine(crops, batch, at)
             engine.backward(out.loss / todo.accumulate)
+        ids.append(batch.index)
         for key, value in {"loss": out.loss.detach(), **out.metrics}.items():
             means[key] = means.get(key, 0.0) + value / todo.accumulate
     with meter("step"):
         engine.step(todo.clip, each=todo.clip_each, clear=todo.clear_gradients)
-    return means
+    return means, ids
+
+
+def leave(signal: str, at: Progress, engine: Engine, run: Run) -> NoReturn:
+    """Raise Preempted once it is recorded and all ranks are here: when one goes, a launcher kills the others."""
+    why = f"{signal}: saved at step {at.step}; run the same command again to continue"
+    run.update(status="preempted", error=why)
+    engine.accelerator.wait_for_everyone()
+    raise Preempted(why)
 
 
 def advance(at: Progress, stream: Stream, todo: Todo) -> Progress:

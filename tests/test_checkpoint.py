@@ -18,8 +18,7 @@ import torch
 from cass_scale import checkpoint
 from cass_scale.checkpoint import Checkpoints, StopSignal
 from cass_scale.errors import DataError, StorageError
-
-CPU = torch.device("cpu")
+from cass_scale.signals import SIGNALS
 
 
 def state(value: float, n: int = 1000) -> dict[str, Any]:
@@ -144,15 +143,15 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path: Path, cut: int
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("number", checkpoint.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_sets_the_flag_and_the_handlers_come_back(number: signal.Signals) -> None:
     seen: list[int] = []
     before = signal.signal(number, lambda got, frame: seen.append(got))
     try:
         with StopSignal() as stop:
-            assert not stop.asked(CPU)
+            assert not stop.asked()
             os.kill(os.getpid(), number)
-            assert stop.asked(CPU)
+            assert stop.asked()
             assert stop.name == number.name
         assert seen == []
         os.kill(os.getpid(), number)
@@ -162,10 +161,10 @@ def test_a_signal_sets_the_flag_and_the_handlers_come_back(number: signal.Signal
 
 
 def test_handlers_come_back_after_an_error() -> None:
-    before = [signal.getsignal(number) for number in checkpoint.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(KeyError), StopSignal():
         raise KeyError
-    assert [signal.getsignal(number) for number in checkpoint.SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:
@@ -174,7 +173,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     def work() -> None:
         try:
             with StopSignal() as stop:
-                assert not stop.asked(CPU)
+                assert not stop.asked()
         except BaseException as error:
             failed.append(error)
 

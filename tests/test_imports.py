@@ -15,9 +15,9 @@ import cass_scale
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # a module may import its own layer and those before it; a folder stands for all that is in it
-    "types errors words dist rng machine",
+    "types errors words dist rng machine signals locks",
     "losses views warp colour filters encoders schedule precision hardware meter checkpoint records monitor console "
-    "optim methods.base norms backends",
+    "optim board heartbeat pulse traces methods.base norms backends",
     "methods data average results charts choice page samples estimate run selftest evidence grid slots forecast "
     "published robustness studies claims study_page hardware_page release",
     "ledger train evaluation insight checkup",
@@ -45,7 +45,7 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
 }
 WITHOUT_TORCH = (
     "types", "errors", "records", "results", "charts", "choice", "page", "cli", "words", "checkup", "grid", "slots",
-    "forecast",
+    "forecast", "signals", "locks", "heartbeat",
 )  # fmt: skip
 
 

@@ -18,15 +18,16 @@ from PIL import Image
 from cass_scale import records
 from cass_scale.console import Console
 from cass_scale.errors import ConfigError, StorageError
+from cass_scale.locks import lock
 from cass_scale.meter import Meter
-from cass_scale.run import Run, differences, lock
+from cass_scale.run import Run, differences
 from cass_scale.samples import save_grid
 
 # Holds the folder as a run does, with a forked child that outlives it, as data workers do for some seconds.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from cass_scale.run import lock
+from cass_scale.locks import lock
 held = lock(Path(sys.argv[1]))
 child = os.fork()
 if child:

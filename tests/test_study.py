@@ -14,7 +14,7 @@ import pytest
 
 from cass_scale import records, study
 from cass_scale.errors import ConfigError, DataError
-from cass_scale.run import lock
+from cass_scale.locks import lock
 from cass_scale.studies import STUDY, load
 from cass_scale.verbs import study as verb
 from tests.short_runs import WORDS, pictures

@@ -22,6 +22,7 @@ from cass_scale.data.pixels import PixelCache, fits
 from cass_scale.data.plan import Plan
 from cass_scale.data.window import stretch
 from cass_scale.errors import DataError
+from cass_scale.signals import SIGNALS
 from cass_scale.types import Batch, Stream
 
 CACHE_BYTES = 2 << 30  # decoding a small set anew every epoch is waste
@@ -206,11 +207,11 @@ def _start_worker(_: int) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Workers started inside never see SIGINT or SIGTERM, from their first instruction on.
+    """Workers started inside never see SIGINT, SIGTERM or SIGUSR1, from their first instruction on.
 
-    A scheduler sends SIGTERM to every process of a job; the main one still has to finish its step and save.
+    A scheduler sends them to every process of a job; the main one still has to finish its step and save.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS))
     of_children = signal.getsignal(signal.SIGCHLD)
     try:
         yield

@@ -27,6 +27,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "say what is on new images, by an evaluated run, as CSV",
         "cass-scale predict run.dir=runs/digits images=DIR out=predictions.csv",
     ),
+    "status": (
+        "say where a running or dead run stands, rank by rank",
+        "cass-scale status run.dir=runs/digits",
+    ),
     "report": (
         "write one HTML page about the runs of a folder",
         "cass-scale report runs=runs out=runs/report.html",

@@ -19,7 +19,7 @@ from cass_scale.evaluation.metrics import Array
 from cass_scale.evaluation.predictions import Predictions, Texts
 from cass_scale.evaluation.summary import Scoring, subgroups, summary
 from cass_scale.evaluation.together import ensemble
-from cass_scale.run import lock
+from cass_scale.locks import lock
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import rules, settings
 from cass_scale.verbs.folder import choose, read_back, refuse_unfinished

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,8 @@ from cass_scale import dist, records
 from cass_scale.data.manifest import Manifest
 from cass_scale.encoders import ArmSpec
 from cass_scale.errors import CassScaleError, Collapsed, ConfigError, DataError, Preempted, Problems
-from cass_scale.run import Run, differences, lock
+from cass_scale.locks import lock
+from cass_scale.run import Run, differences
 from cass_scale.types import JSON, Call
 from cass_scale.verbs.wire import PACKAGES, Place, without
 
@@ -25,7 +27,7 @@ T = TypeVar("T")
 # was resolved, since `auto` means another one on another device.
 FREE = (
     "run", "stream", "train.precision", "train.max_steps", "train.log_every", "train.save_every", "train.keep",
-    "train.trackers", "train.count_flops", "train.backend", "train.ranks",
+    "train.trackers", "train.count_flops", "train.backend", "train.ranks", "train.hang_minutes", "profile",
 )  # fmt: skip
 MANIFEST = "manifest.csv"
 
@@ -239,8 +241,6 @@ def outcome(run: Run) -> Iterator[None]:
         ended = {Preempted: "preempted", Collapsed: "stopped"}
         status = next((word for kind, word in ended.items() if isinstance(error, kind)), "failed")
         text = str(error) if isinstance(error, CassScaleError) else f"{type(error).__name__}: {error}"
+        run.console.note(text if isinstance(error, CassScaleError) else traceback.format_exc())
         run.update(status=status, finished=records.now(), error=text)
-        if isinstance(error, Preempted):  # raised on all ranks; launchers kill the others when the first one leaves
-            with suppress(RuntimeError):  # one is gone already: all is saved
-                dist.wait_for_all()
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import time
 import traceback
 from collections.abc import Callable
@@ -27,9 +28,12 @@ from cass_scale.ledger import Todo
 from cass_scale.meter import Meter
 from cass_scale.methods.base import Method
 from cass_scale.monitor import Monitor
+from cass_scale.pulse import Pulse
 from cass_scale.run import Run
 from cass_scale.samples import save_grid
 from cass_scale.schedule import make_schedule
+from cass_scale.traces import steps as traced_steps
+from cass_scale.traces import tracer
 from cass_scale.train import train
 from cass_scale.types import JSON, Call, Progress, Stream, ViewSpec
 from cass_scale.verbs import emulation, exchange, rules, settings, spread, wire
@@ -62,7 +66,22 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
     place = wire.open_place(device, resolved, project=folder, **given)
     folder = Path(place.agreed(str(folder)))  # a name made of the time may differ between ranks
     meter = Meter(place.device, place.world, call.born)
-    console = Console(main=place.accelerator.is_main_process, quiet=call.quiet)
+    with Pulse(meter, hang=60 * config["train"]["hang_minutes"]) as pulse, pulse.explaining():
+        return run_at(place, folder, config, build, call, specs, kind, pulse)
+
+
+def run_at(
+    place: Place,
+    folder: Path,
+    config: JSON,
+    build: Build,
+    call: Call,
+    specs: dict[str, ArmSpec],
+    kind: type[Method],
+    pulse: Pulse,
+) -> JSON:
+    """What `run` does once all ranks can speak to each other."""
+    console, meter, train_keys = Console(main=place.main, quiet=call.quiet), pulse.meter, config["train"]
     with place.accelerator.main_process_first(), meter.host("prepare"):
         manifest: Manifest = build(without(config["data"], "noise"))
         ids = wire.training_rows(manifest, kind.needs)
@@ -71,7 +90,7 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
     if labels := "label" in kind.needs:
         specs = {name: replace(spec, outputs=len(manifest.classes)) for name, spec in specs.items()}
     if call.dry_run:
-        return dry_run(config, build, specs, manifest, plan, resolved, console)
+        return dry_run(config, build, specs, manifest, plan, place.precision, console)
     with meter.host("prepare"):
         size = config["arms"]["image_size"]
         opened = wire.open_stream(config["stream"], build, manifest, plan, size, place, with_labels=labels)
@@ -82,17 +101,36 @@ def pretrain(config: JSON, build: Build, call: Call) -> JSON:
     with claim(folder, config, manifest, place) as fresh:
         if fresh:
             begin(folder, config, manifest, specs, stream.steps_per_epoch, place, call, flops)
-        elif place.accelerator.is_main_process:
+        elif place.main:
             proceed(folder, config, stream.steps_per_epoch, place, call)
         place.accelerator.wait_for_everyone()
         check_shared(folder, manifest)
-        the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.accelerator.is_main_process)
+        the_run = Run(folder, meter, console, keep=train_keys["keep"], main=place.main)
+        observe_run(the_run, pulse, place, config["profile"]["steps"])
         sizes = f"{len(ids)} images for training, {stream.steps_per_epoch} steps per epoch"
-        console.say("\n".join((*manifest.notes, *place.notes, f"{sizes}, {resolved.why}; {folder}")))
+        console.say("\n".join((*manifest.notes, *place.notes, f"{sizes}, {place.precision.why}; {folder}")))
         about = {"method": config["method"]["name"], "seed": config["seed"], "batch_size": train_keys["batch_size"]}
-        with outcome(the_run), closing(stream), wire.tracking(place, the_run, about):
+        with outcome(the_run), closing(stream), wire.tracking(place, the_run, about), pulse.explaining():
             work(config, build, method, stream, manifest, place, the_run)
     return records.read(folder)
+
+
+def observe_run(run: Run, pulse: Pulse, place: Place, profiled: str | int | None) -> None:
+    """This rank's log file, heartbeat and, on request, profile: what watches a run from outside of its loop."""
+    run.console.keep(run.folder / "logs" / f"rank_{place.rank}.log")
+    run.console.note(f"rank {place.rank} of {place.world}, process {os.getpid()} on {platform.node()}, {place.device}")
+    pulse.folder, pulse.log = run.folder, run.console.log
+    pulse.on_end = lambda text: run.update(status="failed", finished=records.now(), error=text)
+    hooks: list[Callable[[int | None], None]] = [pulse.step]
+    if profiled is not None:
+        trace = run.folder / "profile" / f"rank_{place.rank}_steps_{profiled}.json"
+        hooks.append(tracer(str(profiled), trace, place.device))
+
+    def before_step(step: int | None) -> None:
+        for hook in hooks:
+            hook(step)
+
+    run.before_step = before_step
 
 
 def work(
@@ -187,6 +225,8 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
         )
         with problems.collecting():
             wire.check_stream(config["stream"])
+        with problems.collecting():
+            traced_steps(str(config["profile"]["steps"] or 1))
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]

@@ -127,6 +127,8 @@ PRETRAIN: dict[str, Rule] = {
     "train.log_every": whole(1),
     "train.save_every": whole(1),
     "train.keep": whole(1),
+    "train.hang_minutes": POSITIVE,
+    "profile.steps": (lambda v: v is None or isinstance(v, int | str), "a range of steps as in 10-12, or null"),
     "train.on_collapse": choice("warn", "stop"),
     "train.trackers": (
         lambda v: isinstance(v, list) and set(v) <= set(TRACKERS),

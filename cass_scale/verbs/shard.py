@@ -15,7 +15,7 @@ from cass_scale.data.scan import SHOWN
 from cass_scale.data.shrink import Recipe, Resize
 from cass_scale.data.webdataset import source_of
 from cass_scale.errors import ConfigError, DataError, Problems
-from cass_scale.run import lock
+from cass_scale.locks import lock
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import rules, settings
 from cass_scale.verbs.wire import Build, without

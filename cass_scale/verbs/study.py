@@ -22,9 +22,9 @@ from cass_scale.data.plan import Plan
 from cass_scale.errors import EXIT_FAILED, EXIT_OK, ConfigError, Preempted, Problems
 from cass_scale.forecast import Forecast, Shape, forecast
 from cass_scale.grid import Row
+from cass_scale.locks import busy, lock
 from cass_scale.measure.peaks import matrix_product
 from cass_scale.page import hours
-from cass_scale.run import busy, lock
 from cass_scale.slots import Ended, Job, work
 from cass_scale.studies import STUDY, row_done, row_seconds, scored
 from cass_scale.types import JSON, Call

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import KwargsHandler, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, broadcast_object_list
 from torch import Tensor
 
-from cass_scale import encoders, hardware, hardware_page, machine, norms, optim, precision
+from cass_scale import dist, encoders, hardware, hardware_page, machine, norms, optim, precision
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.noise import NoiseStream
 from cass_scale.data.plan import Plan
@@ -59,6 +59,11 @@ class Place:
     def world(self) -> int:
         """Number of ranks."""
         return int(self.accelerator.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes for all."""
+        return bool(self.accelerator.is_main_process)
 
     def agreed(self, value: str) -> str:
         """The main rank's value, on every rank."""
@@ -123,7 +128,7 @@ def open_place(
             log_with=trackers or None,
             project_dir=str(project),
             step_scheduler_with_optimizer=False,
-            kwargs_handlers=list(handlers),
+            kwargs_handlers=[*handlers, InitProcessGroupKwargs(init_method=dist.init_method())],
         )
     spread.check_ranks(accelerator.num_processes, told.backend, ranks, env)
     accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
@@ -147,7 +152,7 @@ def workers(asked: int | str, limits: Limits | None = None) -> int:
 @contextmanager
 def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
     """Send every metrics row also to the trackers that `place` was opened with; `about` is shown as their settings."""
-    place.accelerator.init_trackers("cass_scale", config=about)
+    place.accelerator.init_trackers("cass_scale", config=about, init_kwargs=beside(run.folder, place))
 
     def track(row: JSON, step: int) -> None:
         place.accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
@@ -158,6 +163,16 @@ def tracking(place: Place, run: Run, about: JSON) -> Iterator[None]:
     finally:
         for tracker in place.accelerator.trackers:
             tracker.finish()  # else the next run of this process would write into the same one
+
+
+def beside(folder: Path, place: Place) -> JSON:
+    """What keeps the files of trackers in the run's folder, where their own variables name no other place."""
+    asked = {str(name) for name in place.accelerator.log_with}
+    if "mlflow" in asked and place.main and not os.environ.get("MLFLOW_TRACKING_URI"):
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{folder.absolute() / 'mlflow.db'}")
+    return {"wandb": {"dir": os.environ.get("WANDB_DIR", str(folder))}} if "wandb" in asked else {}
 
 
 def open_stream(
