@@ -10,8 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "bench", "compare", "doctor", "evaluate", "explain", "export", "predict", "pretrain", "report", "shard", "split", "status",
-    "study", "verify",
+    "bench", "compare", "doctor", "evaluate", "explain", "export", "predict", "pretrain", "report", "shard", "split",
+    "status", "study", "verify",
 ]  # fmt: skip
 
 
