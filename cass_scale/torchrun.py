@@ -19,8 +19,8 @@ from types import FrameType
 import psutil
 
 from cass_scale.errors import EXIT_FAILED, EXIT_OK, EXIT_PREEMPTED
+from cass_scale.signals import SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LOOK = 20.0  # seconds between looks; torchrun itself looks ten times a second
 
 

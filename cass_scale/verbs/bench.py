@@ -9,7 +9,8 @@ from cass_scale import evidence, hardware
 from cass_scale.console import Console
 from cass_scale.errors import Problems
 from cass_scale.types import JSON, Call
-from cass_scale.verbs import rules, settings
+from cass_scale.verbs import settings
+from cass_scale.verbs.bench_rules import BENCH
 from cass_scale.verbs.wire import Build
 
 
@@ -17,7 +18,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     """Measure; returns question, table and figures, and the record's folder if there is one."""
     name, out = config["bench"]["name"], config["out"]
     problems = Problems()
-    settings.check_values(config, rules.BENCH[name], problems)
+    settings.check_values(config, BENCH[name], problems)
     problems.found += hardware.problems(config["hardware"], "auto", "")
     problems.check(out is None or settings.writable(Path(out)), f"out={out}: not writable; choose another folder")
     problems.raise_if_any()
