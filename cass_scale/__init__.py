@@ -10,8 +10,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
-    "bench", "compare", "doctor", "evaluate", "export", "predict", "pretrain", "report", "shard", "split", "study",
-    "verify",
+    "bench", "compare", "doctor", "evaluate", "explain", "export", "predict", "pretrain", "report", "shard", "split",
+    "study", "verify",
 ]  # fmt: skip
 
 
@@ -34,6 +34,11 @@ def evaluate(*overrides: str, **keys: Any) -> dict[str, Any]:
 def compare(*overrides: str, **keys: Any) -> dict[str, Any]:
     """Compare two runs, paired image by image; returns the record with a row per arm and score."""
     return dict(_call("compare", overrides, keys))
+
+
+def explain(*overrides: str, **keys: Any) -> dict[str, Any]:
+    """Pictures of what a run's encoders look at, and how they compare; returns the record, `page` says where."""
+    return dict(_call("explain", overrides, keys))
 
 
 def export(*overrides: str, **keys: Any) -> dict[str, Any]:

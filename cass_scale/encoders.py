@@ -61,9 +61,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [B, 3, S, S] in [0, 1] -> features [B, dim]."""
-        normal = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
-        features: Tensor = self.body(normal)
+        features: Tensor = self.body(self.normalise(images))
         return features
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] in [0, 1] as the body takes them."""
+        return ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
 
     def steady(self) -> Encoder:
         """Its equal without dropout, stochastic depth or gradients: a teacher."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cass_scale import charts, published, records, studies
+from cass_scale import charts, choice, published, records, studies
 from cass_scale.claims import MINUS, judge
 from cass_scale.errors import ConfigError, MissingExtra
 from cass_scale.grid import SEEDS_FOR_INTERVAL
@@ -86,7 +86,7 @@ def render(template: str, values: JSON, out: Path) -> None:
 
 
 def _page(runs: list[Run], notes: list[str]) -> JSON:
-    scores = tables(runs)
+    scores, cases = tables(runs), choice.cases(runs)
     done = [run for run in runs if run.done]
     return {
         "made": records.now(),
@@ -100,6 +100,9 @@ def _page(runs: list[Run], notes: list[str]) -> JSON:
         "tables": scores,
         "metrics": METRICS,
         "protocols": PROTOCOLS,
+        "cases": cases,
+        "picks": choice.picks(cases),
+        "fewest": choice.FEWEST,
         "overlays": _overlays(done),
         "samples": _samples(runs),
         "spans": list(dict.fromkeys(name for run in done for name, *_ in _shares(run.part("spans")))),

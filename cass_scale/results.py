@@ -113,6 +113,14 @@ class Table:
     trainings: int
 
     @property
+    def by_arm(self) -> dict[str, list[Row]]:
+        """Rows of each arm in the order of the records; what is no arm, such as both together, after them."""
+        arms = [arm for row in self.rows for arm in row.run.part("arms")]
+        names = dict.fromkeys([*arms, *(row.arm for row in self.rows)])
+        found = {name: [row for row in self.rows if row.arm == name] for name in names}
+        return {name: rows for name, rows in found.items() if rows}
+
+    @property
     def noise(self) -> float:
         """Half width of a 95 % binomial interval at its widest: differences below it are noise."""
         return 1.96 * math.sqrt(0.25 / max(1, self.n_test))
@@ -278,7 +286,7 @@ def _compare(table: Table) -> None:
     """Fill the differences to the null control; mark a best score only where it leads by more than noise."""
     for place, row in enumerate(table.rows):
         null = _null_of(row, table.rows)
-        if row.kind == "run" and null is None:
+        if row.kind == "run" and null is None and row.arm in row.run.part("arms"):
             table.notes.append(
                 f"No null control for {row.run.name}, {row.arm}: run method={NULL} with the same data, arms "
                 "and seed, and evaluate it; without it nobody can tell learning from batch-norm statistics."

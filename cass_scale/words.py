@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 PATH_KEYS = re.compile(
-    r"(\+{0,2}(?:data\.path|data\.name|source|images|licence|run\.dir|runs|out|A|B|bench\.[ab]|arms\.\w+\.weights))=(.*)",
+    r"(\+{0,2}(?:data\.path|data\.name|source|images|against|licence|run\.dir|runs|out|A|B|bench\.[ab]|arms\.\w+\.weights))"
+    r"=(.*)",
     re.DOTALL,
 )
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/]*@)?([^\s?]*)(?:\?\S*)?")

@@ -70,7 +70,11 @@ def test_predictions_are_kept_and_the_record_follows_from_them(run: Path, images
         again = scores(said.label, said.probability[arm][0], classes=CLASSES, multilabel=False)
         assert {name: row[name] for name in again} == again
         assert row["intervals"]["brier"][0] <= row["brier"] <= row["intervals"]["brier"][1]
-        assert set(row["subgroups"]["view"]["groups"]) == {"a", "b"} and row["chosen"][0]["c"] > 0
+        assert set(row["subgroups"]["view"]["groups"]) == {"a", "b"}
+        assert arm == "ensemble" or row["chosen"][0]["c"] > 0
+    assert list(record["arms"]) == ["cnn", "vit", "both", "ensemble"]
+    mean = (said.probability["cnn"] + said.probability["vit"]) / 2
+    np.testing.assert_allclose(said.probability["ensemble"], mean, atol=1e-6)
     assert record["labels"] == 1.0 and record["trainings"] == [0] and record["shift"] is False
 
 

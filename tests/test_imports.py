@@ -18,9 +18,9 @@ LAYERS = (  # a module may import its own layer and those before it; a folder st
     "types errors words dist rng machine",
     "losses views warp colour filters encoders schedule precision meter checkpoint records monitor console optim "
     "methods.base norms backends",
-    "methods data average results charts page samples estimate run selftest evidence grid slots forecast published "
-    "robustness studies claims study_page release",
-    "ledger train evaluation checkup",
+    "methods data average results charts choice page samples estimate run selftest evidence grid slots forecast "
+    "published robustness studies claims study_page release",
+    "ledger train evaluation insight checkup",
     "cli verbs measure __init__ __main__",
 )
 APART = {"methods": ("data",), "data": ("methods",), "train": ("methods", "data")}
@@ -36,6 +36,7 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "deepspeed": None,
     "h5py": None,
     "medmnist": None,
+    "umap": None,
     "pydicom": None,
     "nibabel": None,
     "openslide": None,
@@ -43,7 +44,8 @@ DOORS = {  # package -> the modules that may import it when they run; None: any 
     "huggingface_hub": None,
 }
 WITHOUT_TORCH = (
-    "types", "errors", "records", "results", "charts", "page", "cli", "words", "checkup", "grid", "slots", "forecast",
+    "types", "errors", "records", "results", "charts", "choice", "page", "cli", "words", "checkup", "grid", "slots",
+    "forecast",
 )  # fmt: skip
 
 

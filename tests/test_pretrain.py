@@ -259,7 +259,10 @@ def test_evaluate_scores_a_run_and_its_references(done: Path) -> None:
     for protocol in ("knn", "linear"):
         for weights in ("run", "initial", "random"):
             record = evaluate(f"run.dir={done}", f"protocol={protocol}", f"weights={weights}", "device=cpu", quiet=True)
-            assert set(record["arms"]) == {"cnn", "vit"} and 0 <= record["arms"]["vit"]["macro_f1"] <= 1
+            assert (
+                set(record["arms"]) == {"cnn", "vit", "both", "ensemble"}
+                and 0 <= record["arms"]["vit"]["macro_f1"] <= 1
+            )
             assert (
                 json.loads((done / "evaluate" / f"{protocol}-{weights}.json").read_text())["n_test"] == record["n_test"]
             )

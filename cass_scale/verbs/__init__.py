@@ -15,6 +15,10 @@ VERBS: dict[str, tuple[str, str]] = {  # verb -> (what it does, a working exampl
         "compare two runs on the same held-back images, with intervals",
         "cass-scale compare A=runs/cass B=runs/dino",
     ),
+    "explain": (
+        "show what the encoders of a run look at, and how their layers and features compare",
+        "cass-scale explain run.dir=runs/digits",
+    ),
     "export": (
         "write the encoders of a run for timm or ONNX, with a model card, or upload them",
         "cass-scale export run.dir=runs/digits to=timm",

@@ -9,20 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from cass_scale import dist, encoders, precision, records
 from cass_scale.console import Console
 from cass_scale.encoders import ArmSpec, Encoder
-from cass_scale.errors import ConfigError, DataError, Problems
+from cass_scale.errors import DataError, Problems
 from cass_scale.evaluation.draws import Condition, conditions
 from cass_scale.evaluation.metrics import Array
 from cass_scale.evaluation.predictions import Predictions, Texts
 from cass_scale.evaluation.summary import Scoring, subgroups, summary
+from cass_scale.evaluation.together import ensemble
 from cass_scale.run import lock
 from cass_scale.types import JSON, Call
 from cass_scale.verbs import rules, settings
-from cass_scale.verbs.folder import choose
+from cass_scale.verbs.folder import choose, read_back, refuse_unfinished
 from cass_scale.verbs.frozen import Frozen
 from cass_scale.verbs.job import Job
 from cass_scale.verbs.task import Task, column, find_task, with_validation
@@ -75,17 +75,10 @@ def read_run(config: JSON) -> tuple[Path, JSON, list[str]]:
     settings.check_amounts(config, problems)
     problems.raise_if_any()
     folder = Path(config["run"]["dir"])
-    record = records.read(folder)
-    trained: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
-    if trained["data"].get("path"):
-        trained["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
+    record, trained = read_back(folder)
     if config["weights"] != "run":
         return folder, trained, []
-    if record["status"] != "done":
-        raise ConfigError(
-            f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
-            f"({record['command']}), or take weights=initial or weights=random"
-        )
+    refuse_unfinished(folder, record, instead=", or take weights=initial or weights=random")
     arms = ", ".join(dict.fromkeys(c["arm"] for c in record["collapse"]))
     return folder, trained, [f"{folder.name} collapsed in pretraining ({arms}); scored all the same"] if arms else []
 
@@ -166,19 +159,21 @@ def evaluate(
     job: Job, found: list[Condition], arms: dict[str, Encoder], folder: Path, call: Call
 ) -> Iterator[tuple[str, JSON]]:
     """File name and record of every condition; each is written as soon as it is known."""
-    learner = Frozen(job, arms) if job.protocol["name"] in FROZEN else Tuned(job, arms)
+    learner: Frozen | Tuned = Frozen(job, arms) if job.protocol["name"] in FROZEN else Tuned(job, arms)
     for condition in found:
         started = time.perf_counter()
         name = file_name(job, condition, arms)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             probability, chosen = learner(condition, folder / name)
+        probability |= ensemble({arm: probability[arm] for arm in arms})
         said = predictions(job.task, condition, probability)
         said.save(folder / f"{name}.npz")
         texts = {str(w.message) for w in caught if issubclass(w.category, UserWarning)}
         record = describe(job, condition, call) | {
             "predictions": f"{name}.npz",
-            "arms": {arm: score(job, said, arm) | ({"chosen": chosen[arm]} if chosen[arm] else {}) for arm in arms},
+            "arms": {arm: score(job, said, arm) | chosen.get(arm, {}) for arm in probability},
+            **({"indicators": learner.indicators} if isinstance(learner, Frozen) else {}),
             "warnings": [*job.task.remarks, *sorted(texts)],
             "seconds": time.perf_counter() - started,
             "finished": records.now(),

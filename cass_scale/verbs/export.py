@@ -58,7 +58,7 @@ def check(config: JSON, call: Call) -> tuple[Path, dict[str, Path], Path]:
     settings.check_values(config, rules.EXPORT, problems)
     problems.raise_if_any()
     folder, to, repo = Path(config["run"]["dir"]), config["to"], config["repo"]
-    record = finished(folder)
+    record, _ = finished(folder)
     arms = choose(exported(folder, record), config["arm"], problems)
     out = Path(config["out"] or folder / "export" / to).expanduser().absolute()
     problems.check(settings.writable(out), f"out={out}: not writable; choose another folder")

@@ -53,15 +53,32 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
         yield fresh
 
 
-def finished(folder: Path) -> JSON:
-    """The record of a run that reached its end. Raises DataError where there is none, ConfigError for any other."""
+def read_back(folder: Path) -> tuple[JSON, JSON]:
+    """A run's record, and its configuration. Raises DataError when it is absent or damaged."""
     record = records.read(folder)
+    config: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
+    if config["data"].get("path"):
+        config["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
+    return record, config
+
+
+def refuse_unfinished(folder: Path, record: JSON, key: str = "run.dir", instead: str = "") -> None:
+    """Raise ConfigError, naming the configuration's `key`, unless the run is finished; `instead`: what else works."""
     if record["status"] != "done":
         raise ConfigError(
-            f"run.dir={folder} is not finished (status {record['status']}): run its command again to finish it "
-            f"({record['command']})"
+            f"{key}={folder} is not finished (status {record['status']}): run its command again to finish it "
+            f"({record['command']}){instead}"
         )
-    return record
+
+
+def finished(folder: Path, key: str = "run.dir") -> tuple[JSON, JSON]:
+    """Record and configuration of a run that reached its end, as the configuration's `key` names it.
+
+    Raises DataError where there is no run, ConfigError for any other.
+    """
+    record, config = read_back(folder)
+    refuse_unfinished(folder, record, key)
+    return record, config
 
 
 def exported(folder: Path, record: JSON) -> dict[str, Path]:

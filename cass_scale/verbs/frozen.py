@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +16,17 @@ from cass_scale.evaluation import heads
 from cass_scale.evaluation.draws import Condition, Draw
 from cass_scale.evaluation.features import Features, extract, key, remembered
 from cass_scale.evaluation.heads import Head
+from cass_scale.evaluation.indicators import indicators
 from cass_scale.evaluation.knn import knn
 from cass_scale.evaluation.linear import fit
 from cass_scale.evaluation.metrics import Array, Floats
+from cass_scale.evaluation.together import both
 from cass_scale.machine import cache_folder
 from cass_scale.types import JSON
 from cass_scale.verbs.job import Job
 from cass_scale.verbs.task import labelled
 
-Answers = tuple[dict[str, Array], JSON]  # by arm: probabilities [S, N, C]; what each training chose
+Answers = tuple[dict[str, Array], JSON]  # by arm: probabilities [S, N, C]; what each training chose, for the record
 
 
 class Learnt(NamedTuple):
@@ -47,13 +50,21 @@ class Frozen:
         said: dict[str, Array] = {}
         chosen: JSON = {}
         task = self.job.task
-        for arm, encoder in self.arms.items():
+        for arm in self.learn.by_arm:
             each = [self._learn(arm, draw) for draw in condition.draws]
             said[arm] = np.stack([one.probability for one in each])
-            chosen[arm] = [{"c": one.c} for one in each if one.c is not None]
-            if each[0].head and self.job.config["weights"] == "run":
-                heads.keep(folder, arm, encoder, each[0].head, task.learn.classes, task.learn.multilabel)
+            if each[0].head is None:
+                continue
+            chosen[arm] = {"chosen": [{"c": one.c} for one in each]}
+            if arm in self.arms and self.job.config["weights"] == "run":
+                heads.keep(folder, arm, self.arms[arm], each[0].head, task.learn.classes, task.learn.multilabel)
         return said, chosen
+
+    @cached_property
+    def indicators(self) -> JSON:
+        """What the training images tell of the arms without their labels."""
+        rows = self.job.task.rows["train"].numpy()
+        return indicators({arm: self.learn(arm, rows) for arm in self.arms})
 
     def _learn(self, arm: str, draw: Draw) -> Learnt:
         protocol, manifest, learn = self.job.protocol, self.job.task.learn, self.learn
@@ -70,11 +81,12 @@ class Frozen:
 
 
 class Bank:
-    """Features and labels of all labelled images of a set, by id."""
+    """Features of each arm, and of all side by side, and labels, of all labelled images of a set, by id."""
 
     def __init__(self, job: Job, manifest: Manifest, arms: dict[str, Encoder]) -> None:
         self.ids = labelled(manifest).numpy()
         self.by_arm = features(job, manifest, arms, self.ids)
+        self.by_arm |= both(self.by_arm)
         self.labels, self.groups = manifest.label_tensor().numpy(), manifest.group_tensor().numpy()
 
     def __call__(self, arm: str, ids: Array) -> Array:

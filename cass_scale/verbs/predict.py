@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cass_scale import encoders, precision, records
+from cass_scale import encoders, precision
 from cass_scale.console import Console
 from cass_scale.data.folder import FolderStream
 from cass_scale.data.layouts import Listing, walk
@@ -63,14 +62,14 @@ class Team:
 def run(config: JSON, build: Callable[..., Any], call: Call) -> JSON:
     """Answer every image that can be read; `exit_code` is 3 when too many cannot."""
     folder, out = check(config)
-    record = finished(folder)
+    record, trained = finished(folder)
     device = choose_device(config["device"])
     resolved = precision.resolve(config["precision"], device)
     console = Console(quiet=call.quiet)
     team = find_team(config, folder, record)
     if record["collapse"]:
         console.warn(f"{folder} collapsed in training: its answers may be worth nothing; see its scores")
-    manifest = find_images(Path(config["images"]), folder, build, console)
+    manifest = find_images(Path(config["images"]), folder, trained, build, console)
     console.say(f"{len(manifest)} images in {manifest.root}, answered by {team.name}")
     found: JSON = {"out": str(out), "images": len(manifest), "bad": [vars(bad) for bad in manifest.bad]}
     if call.dry_run:
@@ -147,7 +146,7 @@ def find_evaluation(folder: Path, asked: str | None) -> tuple[str, list[str]]:
     return name, there[name]
 
 
-def find_images(place: Path, run: Path, build: Callable[..., Any], console: Console) -> Manifest:
+def find_images(place: Path, run: Path, trained: JSON, build: Callable[..., Any], console: Console) -> Manifest:
     """All images of a folder, whatever else lies there, or one image; unreadable ones are listed, not refused.
 
     Volumes and slides are cut, and 16 bits shown, as the run's own were.
@@ -156,9 +155,8 @@ def find_images(place: Path, run: Path, build: Callable[..., Any], console: Cons
     keys = [place.name] if place.is_file() else list(walk(place, "images"))
     nothing = [""] * len(keys)
     root = place.parent if place.is_file() else place
-    trained: JSON = yaml.safe_load((run / records.CONFIG).read_text())["data"]
     window = Manifest.read(run / MANIFEST).window
-    cuts = {name: build(trained[name]) for name in ("slices", "tiles") if name in trained}
+    cuts = {name: build(trained["data"][name]) for name in ("slices", "tiles") if name in trained["data"]}
     cut = Cut(**cuts, window=window.fixed if window else None)
     found = gather(Found(root, {}, Listing(keys, nothing, nothing, nothing, [])), max_bad=1.0, cut=cut)
     if window and found.depth == 8:

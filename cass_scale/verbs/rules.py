@@ -216,6 +216,21 @@ EVALUATE: dict[str, Rule] = {
     "protocol.grid.lr": some_of(POSITIVE),
     "protocol.grid.weight_decay": some_of(number(0)),
 }
+EXPLAIN: dict[str, Rule] = {
+    "run.dir": or_null(TEXT),
+    "images": or_null(TEXT),
+    "against": or_null(TEXT),
+    "out": or_null(TEXT),
+    "parts": some_of(choice("attention", "convolutions", "gradcam", "cka", "embedding")),
+    "maps": some_of(choice("tsne", "umap")),
+    "arm": or_null(names()),
+    "most": whole(1),
+    "per_class": whole(1),
+    "examples": whole(1),
+    "seed": whole(0),
+    "batch_size": whole(8),
+    "device": DEVICE,
+}
 EXPORT: dict[str, Rule] = {
     "to": choice("timm", "onnx", "hub"),
     "arm": or_null(names()),

@@ -61,8 +61,9 @@ class Tuned:
                     if arm not in best:
                         best[arm] = tried[first]
                         keep(self.job, arm, encoder, best[arm], places[first], folder)
-        point = {arm: {name: getattr(best[arm], name) for name in grid(self.job.protocol)} for arm in self.arms}
-        chosen = {arm: [point[arm]] * len(condition.draws) if point[arm] else [] for arm in self.arms}
+        searched, times = grid(self.job.protocol), len(condition.draws)
+        point = {arm: {name: getattr(best[arm], name) for name in searched} for arm in self.arms}
+        chosen = {arm: {"chosen": [point[arm]] * times} for arm in self.arms} if searched else {}
         return {arm: np.stack(each) for arm, each in said.items()}, chosen
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from cass_scale import encoders, predict, records
 from cass_scale.cli import build
@@ -136,15 +135,14 @@ def test_new_volumes_and_deep_images_are_cut_and_shown_as_the_runs_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("nibabel", reason="needs the extra `medical`")
-    data = {"slices": {"_target_": "cass_scale.data.parts.Slices", "axis": "x", "stride": 4}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    trained = {"data": {"slices": {"_target_": "cass_scale.data.parts.Slices", "axis": "x", "stride": 4}}}
     save_nifti(tmp_path / "train/a.nii.gz", volume())
     replace(folder(tmp_path / "train"), window=Window(0, 300)).write(tmp_path / "manifest.csv")
-    found = find_images(tmp_path / "train/a.nii.gz", tmp_path, build, Console())
+    found = find_images(tmp_path / "train/a.nii.gz", tmp_path, trained, build, Console())
     assert found.depth == 16 and found.window == Window(0, 300)
     assert len(found) == 4 and all("#x=" in key and key.endswith("window=0:300") for key in found.keys)
     paint(tmp_path / "new/eight.png", COLOURS["ant"])
-    assert find_images(tmp_path / "new", tmp_path, build, Console()).window is None
+    assert find_images(tmp_path / "new", tmp_path, trained, build, Console()).window is None
     assert "they are not shown under the run's window" in capsys.readouterr().err
 
 
