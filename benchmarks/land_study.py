@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,73 +47,127 @@ def cell(mean: Estimate | None, delta: Estimate | None) -> str:
     return f"{text}; **{delta.value:+.3f}**" if clear else f"{text}; {delta.value:+.3f}"
 
 
-def table(shown: dict[str, Any], study: Study) -> str:
-    """Scores by protocol, arm, row and setting, and how much each row moves with the setting."""
+@dataclass(frozen=True)
+class Column:
+    """One setting of one study, and what the report shows of it."""
+
+    study: Study
+    shown: dict[str, Any]
+    setting: str
+
+    @property
+    def data(self) -> str:
+        """The set of images."""
+        return ", ".join(self.shown["about"]["data"])
+
+    def cells(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """(protocol, arm, row) -> mean and difference to the null control, in the order of the report."""
+        at = self.study.settings.index(self.setting)
+        return {
+            (part["protocol"], arm["arm"], row["row"]): row["cells"][at]
+            for part in self.shown["scores"]
+            for arm in part["arms"]
+            for row in arm["rows"]
+        }
+
+
+def columns(studies: list[Study]) -> list[Column]:
+    """All settings of all studies."""
+    shown = [section(study) for study in studies]
+    return [Column(one, what, name) for one, what in zip(studies, shown, strict=True) for name in one.settings]
+
+
+def scores(found: list[Column]) -> str:
+    """A row per protocol, arm and row; a column per setting, or per set of images where there are several."""
+    several = len({column.study.folder for column in found}) > 1
+    about, cells = found[0].shown, [column.cells() for column in found]
     lines = [
-        f"{shown['metric']} on held-back images of {', '.join(shown['about']['data'])}, "
-        f"{shown['about']['seeds']} seeds: mean (95 % interval); paired difference to cass_null, bold where its "
+        f"{about['metric']} on held-back images{'' if several else f' of {found[0].data}'}, "
+        f"{about['about']['seeds']} seeds: mean (95 % interval); paired difference to cass_null, bold where its "
         "interval excludes 0.",
         "",
-        f"| protocol | arm | row | {' | '.join(study.settings)} |",
-        f"|---|---|---|{'---|' * len(study.settings)}",
+        f"| protocol | arm | row | {' | '.join(one.data if several else one.setting for one in found)} |",
+        f"|---|---|---|{'---|' * len(found)}",
     ]
-    for part in shown["scores"]:
-        for arm in part["arms"]:
-            for row in arm["rows"]:
-                cells = [cell(one["mean"], one["delta"]) for one in row["cells"]]
-                lines.append(f"| {part['protocol']} | {arm['arm']} | {row['row']} | {' | '.join(cells)} |")
-    lines += [
-        "",
+    for key in dict.fromkeys(key for some in cells for key in some):
+        texts = [cell(one["mean"], one["delta"]) if (one := some.get(key)) else "" for some in cells]
+        lines.append(f"| {' | '.join([*key, *texts])} |")
+    return "\n".join(lines)
+
+
+def steadiness(shown: dict[str, Any]) -> str:
+    """How much each row moves with the setting; nothing where there is one setting."""
+    if not shown["robustness"]:
+        return ""
+    lines = [
         "| protocol | row | variance over settings | of it, seeds alone | worst drop |",
         "|---|---|---:|---:|---:|",
     ]
     for part in shown["robustness"]:
         for row in part["rows"]:
-            lines.append(
-                f"| {part['protocol']} | {row['row']} | {row['variance'].value:.2g} | {row['noise']:.2g} "
-                f"| {cell(row['drop'], None)} |"
-            )
-    fell = [f"{one['row']} {one['collapsed']} of {one['done']}" for one in shown["overview"] if one["collapsed"]]
-    return "\n".join([*lines, "", f"Runs that collapsed: {', '.join(fell) or 'none'}."])
+            values = f"{row['variance'].value:.2g} | {row['noise']:.2g} | {cell(row['drop'], None)}"
+            lines.append(f"| {part['protocol']} | {row['row']} | {values} |")
+    return "\n".join(lines)
 
 
-def figures(shown: dict[str, Any], study: Study) -> dict[str, Any]:
-    """Every number of the table, and what the rules say to the claims that this study is about."""
-    about = [claim for claim in published.claims() if claim["study"] == study.name]
-    scores = [
-        {"protocol": part["protocol"], "arm": arm["arm"], "row": row["row"], "setting": setting}
+def collapses(found: list[Column]) -> str:
+    """Which rows' runs collapsed."""
+    counts: dict[str, list[int]] = {}
+    for one in {column.study.folder: column.shown for column in found}.values():
+        for row in one["overview"]:
+            fell, done = counts.get(row["row"], [0, 0])
+            counts[row["row"]] = [fell + (row["collapsed"] or 0), done + row["done"]]
+    texts = [f"{row} {fell} of {done}" for row, (fell, done) in counts.items() if fell]
+    return f"Runs that collapsed: {', '.join(texts) or 'none'}."
+
+
+def figures(found: list[Column]) -> dict[str, Any]:
+    """Every number of the table, and what the rules say to the claims that these studies are about."""
+    studies = list({column.study.folder: column.study for column in found}.values())
+    about = [claim for claim in published.claims() if claim["study"] == studies[0].name]
+    numbers = [
+        {"data": column.data, "setting": column.setting, "protocol": protocol, "arm": arm, "row": row}
         | {key: asdict(one[key]) if one[key] else None for key in ("mean", "delta")}
-        for part in shown["scores"]
-        for arm in part["arms"]
-        for row in arm["rows"]
-        for setting, one in zip(study.settings, row["cells"], strict=True)
+        for column in found
+        for (protocol, arm, row), one in column.cells().items()
     ]
-    verdicts = [{"claim": v.claim["says"], "verdict": v.word, "why": list(v.why)} for v in claims.judge(about, [study])]
-    return {"scores": scores, "claims": verdicts}
+    verdicts = [
+        {"claim": one.claim["says"], "verdict": one.word, "why": list(one.why)} for one in claims.judge(about, studies)
+    ]
+    return {"scores": numbers, "claims": verdicts}
 
 
-def land(place: Path, out: Path) -> None:
-    """Write the record. Raises ConfigError when a run of the study is not done or cannot be read."""
+def read(place: Path) -> Study:
+    """The study in a folder. Raises ConfigError when a run of it is not done or cannot be read."""
     notes: list[str] = []
     study = load(place, notes)
     undone = [f"{m.name} {m.setting} seed {m.seed}" for m in study.members if not m.done] + notes
     if undone:
         raise ConfigError(f"{place} is not finished ({', '.join(undone[:3])}): run its command again first")
-    first = next(member.run for member in study.members if member.run)
-    for name, text in trimmed(place, str(first.part("data")["path"])).items():
-        path = out / "study" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.atomic_write_text(path, text)
+    return study
+
+
+def land(places: list[Path], out: Path) -> None:
+    """Write the record of one study, or of one on several sets of images. Raises ConfigError as `read` does."""
+    for place, study in [(place, read(place)) for place in places]:
+        first = next(member.run for member in study.members if member.run)
+        for name, text in trimmed(place, str(first.part("data")["path"])).items():
+            path = out / "study" / (place.name if len(places) > 1 else "") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records.atomic_write_text(path, text)
     report(out / "study", out / "study.html")
-    shown, record = section(study), study.record
+    found = columns([read(place) for place in places])
+    record = found[0].study.record
     question = f"What does the {record['axis']} change, for CASS, its controls and DINO?"
-    finding = evidence.Finding(question, table(shown, study), figures(shown, study))
-    evidence.write_record(out, finding, command=record["command"], options={}, machine=record["machine"])
+    text = "\n\n".join(filter(None, [scores(found), steadiness(found[0].shown), collapses(found)]))
+    finding = evidence.Finding(question, text, figures(found))
+    command = "; ".join(dict.fromkeys(column.study.record["command"] for column in found))
+    evidence.write_record(out, finding, command=command, options={}, machine=record["machine"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, required=True)
+    parser.add_argument("--study", type=Path, nargs="+", required=True, help="finished; several: one on several sets")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     land(args.study, args.out)

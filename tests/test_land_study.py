@@ -21,7 +21,7 @@ def test_a_finished_study_lands_with_its_numbers_and_without_the_machines_folder
     (place / "cass_null/8/s0/export").mkdir()
     (place / "cass_null/8/s0/export/cnn.safetensors").write_bytes(b"weights")
     out = tmp_path / "record"
-    land(place, out)
+    land([place], out)
     record, study = records.read_json(out / "run.json"), load(out / "study", [])
     of = {"protocol": "knn", "arm": "vit", "row": "cass_contrast", "setting": "32"}
     cell = next(one for one in record["figures"]["scores"] if of.items() <= one.items())
@@ -40,5 +40,14 @@ def test_an_unfinished_study_does_not_land(tmp_path: Path) -> None:
     place = batch_size(tmp_path / "study", seeds=3)
     (place / "cass_null/8/s1/run.json").unlink()
     with pytest.raises(ConfigError, match="is not finished"):
-        land(place, tmp_path / "record")
+        land([place], tmp_path / "record")
     assert not (tmp_path / "record").exists()
+
+
+def test_one_study_on_several_sets_has_a_column_for_each(tmp_path: Path) -> None:
+    places = [batch_size(tmp_path / name, seeds=3) for name in ("first", "second")]
+    land(places, tmp_path / "record")
+    record = records.read_json(tmp_path / "record" / "run.json")
+    assert record["table"].splitlines()[2].count("brain_mri") == 6, "three settings of two studies"
+    assert (tmp_path / "record/study/second/study.json").is_file()
+    assert "collapsed: cass_paper 18 of 18" in record["table"]

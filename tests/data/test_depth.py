@@ -30,7 +30,7 @@ from cass_scale.data.window import Window, read_window, stretch
 from cass_scale.errors import ConfigError
 from cass_scale.types import Crop, ViewSpec
 from cass_scale.verbs import wire
-from cass_scale.verbs.evaluate import other_data
+from cass_scale.verbs.task import other_data
 from cass_scale.verbs.wire import DEEP
 from cass_scale.views import make_views
 from tests.data.images import encode, fill, labels_csv, noise, png16, tiff
@@ -327,6 +327,6 @@ def test_from_files_and_from_shards_the_same_weights(home: Path, tmp_path: Path)
         f"run.dir={tmp_path / 'two'}", f"data.path={home}", "protocol=finetune", "protocol.epochs=1", "arm=cnn",
         "device=cpu", quiet=True,
     )  # fmt: skip
-    shown = other_data({"data": {"path": str(home)}}, {"data": {}}, tmp_path / "two")
-    assert shown is not None and shown["window"] == ["1%", "99%"], "another set is shown as the run's own was"
+    shown = other_data(str(home), {"data": {}}, Manifest.read(tmp_path / "two" / "manifest.csv"))
+    assert shown["window"] == ["1%", "99%"], "another set is shown as the run's own was"
     assert scored["n_train"] == 8 and scored["arms"]["cnn"]["accuracy"] >= 0
