@@ -101,7 +101,8 @@ def test_supervised_trains_both_arms_or_one_on_labelled_images_alone(tmp_path: P
     assert record["status"] == "done" and record["objective"] == "focal" and set(record["arms"]) == {"cnn", "vit"}
     weight = checkpoint.load(tmp_path / "both/checkpoints/step_00000003.pt")["model"]["arms.vit.head.weight"]
     assert len(weight) == len(record["data"]["classes"])
-    assert set(evaluate(f"run.dir={tmp_path / 'both'}", "device=cpu", quiet=True)["arms"]) == {"cnn", "vit"}
+    scored = evaluate(f"run.dir={tmp_path / 'both'}", "device=cpu", quiet=True)["arms"]
+    assert set(scored) == {"cnn", "vit", "both", "ensemble"}
     images = pictures(tmp_path / "images", 12)
     rows = [f"{i}.png,{'ab'[i % 2] if i < 8 else ''},train" for i in range(12)]
     (images / "labels.csv").write_text("\n".join(["path,label,split", *rows]))

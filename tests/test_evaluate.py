@@ -137,7 +137,7 @@ def test_a_killed_study_goes_on_where_it_was(again: Path, tuned: list[str], monk
     words = (*TUNE, "protocol.epochs=2", "protocol.batch_size=8", "seeds=2")
     words = tuple({word.split("=")[0]: word for word in words}.values())
     asked = iter([False] * 6 + [True] + [False] * 9)
-    monkeypatch.setattr(checkpoint.StopSignal, "asked", lambda self, device: next(asked))
+    monkeypatch.setattr(checkpoint.StopSignal, "asked", lambda self: next(asked))
     with pytest.raises(Preempted):
         ask(again, *words)
     assert not (again / "evaluate/finetune-run-cnn.json").exists()

@@ -50,14 +50,14 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     pairs = [(first, size) for size in sizes] + [(name, sizes[0]) for name in others]
     common = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
     common += emulation.words(config["hardware"])
+    plain = compose_config("pretrain", [*common, f"train.batch_size={sizes[0]}"])
+    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
     composed = {
         pair: compose_config("pretrain", [*common, f"train.batch_size={pair[1]}", *variants[pair[0]]]) for pair in pairs
     }
-    plain = composed[pairs[0]]
-    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
     sides = {f"{name}/{size}": side(one, options) for (name, size), one in composed.items()}
     if config["data"].get("path"):
-        seen = plain | {"data": config["data"]}
+        seen = composed[pairs[0]] | {"data": config["data"]}
         sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
     figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
     if options["memory_gib"]:

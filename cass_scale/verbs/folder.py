@@ -59,8 +59,10 @@ def claim(folder: Path, config: JSON, manifest: Manifest, place: Place) -> Itera
 
 def read_back(folder: Path) -> tuple[JSON, JSON]:
     """A run's record, and its configuration. Raises DataError when it is absent or damaged."""
-    record = records.read(folder)
-    config: JSON = yaml.safe_load((folder / records.CONFIG).read_text())
+    record, path = records.read(folder), folder / records.CONFIG
+    if not path.is_file():
+        raise DataError(f"no {records.CONFIG} in {folder}: name the folder that `cass-scale pretrain` wrote")
+    config: JSON = yaml.safe_load(path.read_text())
     if config["data"].get("path"):
         config["data"]["path"] = record["data"]["path"]  # absolute: the run may have been started elsewhere
     return record, config

@@ -124,7 +124,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, monkeypatch: 
     streams = {"train": Images(12), "val": Images(8, wrong=True), "test": Images(6)}
     whole = tune(tmp_path / "whole", streams=streams, **changes)
     asked = iter([False] * 7 + [True])
-    monkeypatch.setattr(checkpoint.StopSignal, "asked", lambda self, device: next(asked))
+    monkeypatch.setattr(checkpoint.StopSignal, "asked", lambda self: next(asked))
     with pytest.raises(Preempted):
         tune(tmp_path / "killed", streams=streams, **changes)
     monkeypatch.undo()

@@ -217,7 +217,7 @@ def test_wrong_folders_and_unfinished_runs(copied: Path, tmp_path: Path) -> None
         cass_scale.export()
     with pytest.raises(DataError, match=r"no run\.json in .*: not a run folder"):
         export(tmp_path)
-    with pytest.raises(DataError, match=r"export holds no encoder: name the folder that `cass-scale pretrain` wrote"):
+    with pytest.raises(DataError, match=r"no config\.yaml in .*: name the folder that `cass-scale pretrain` wrote"):
         export(copied / "evaluate/finetune-run/cnn/seed0")
     records.update(copied, status="preempted")
     with pytest.raises(ConfigError, match=r"is not finished \(status preempted\): run its command again"):
