@@ -207,9 +207,9 @@ class Pulse:
         """End this process from outside its main thread, which hangs."""
         for place in filter(None, (self.log, sys.__stderr__)):
             with suppress(OSError, ValueError):
-                place.write(f"rank {self.rank}, waiting in step {self._step}, is ended: {words['text']}\n")
-                place.flush()
                 faulthandler.dump_traceback(place, all_threads=True)
+                place.write(f"rank {self.rank}, waiting in step {self._step}, is ended: {words['text']}\n")
+                place.flush()  # last, where a launcher or a study looks for the reason
         with suppress(Exception):  # whatever else is broken, the process has to end
             self.on_end(words["text"])
         os._exit(words["code"])
