@@ -57,10 +57,11 @@ class Run:
     def rewind(self, step: int, meter_state: JSON | None) -> None:
         """Go back to the checkpoint of `step`; time worked after it is billed as lost, its rows dropped.
 
-        Without a meter's state to the very beginning: an earlier process was killed before its first checkpoint.
+        Without a meter's state to the very beginning: an earlier process was killed before its first checkpoint, maybe
+        with no row but that of step 0, which has no time.
         """
         rows = records.read_metrics(self.metrics.path)
-        self.meter.load(meter_state, lost_until=rows[-1]["seconds"] if rows else 0.0)
+        self.meter.load(meter_state, lost_until=rows[-1].get("seconds", 0.0) if rows else 0.0)
         self.last = next((row for row in reversed(rows) if row["step"] <= step), {})
         kept = [entry for entry in self.collapse if entry["step"] <= step]
         if kept != self.collapse:

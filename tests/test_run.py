@@ -94,6 +94,13 @@ def test_a_collapse_is_noted_once_per_arm_and_shown(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == "COLLAPSE at step 2, cnn: one output\nCOLLAPSE at step 4, vit: too\n"
 
 
+def test_killed_when_only_the_row_of_step_0_was_written(tmp_path: Path) -> None:
+    make(tmp_path).log({"step": 0, "epoch": 0, "images": 0}, 10)
+    again = make(tmp_path)
+    again.rewind(-1, None)
+    assert records.read_metrics(tmp_path / records.METRICS) == [] and again.last == {}
+
+
 def test_a_resume_forgets_rows_and_collapses_after_the_checkpoint_and_bills_the_time(tmp_path: Path) -> None:
     first = make(tmp_path)
     for step in (2, 4, 6):
