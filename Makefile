@@ -7,14 +7,16 @@ DIST ?= dist
 ARGS ?=
 FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo -n)
+BESIDE := -n logical --maxprocesses 8 --dist loadfile
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
 
-.PHONY: help setup ffcv demo test lint types wheel clean
+.PHONY: help setup ffcv demo test test-long lint types wheel clean
 
 help:
 	@echo "make setup   .venv with every extra this machine can have (done once)"
 	@echo "make demo    the main job on embedded data, and where its report lies"
 	@echo "make test    the tests; ARGS='-k views' and the like are passed on"
+	@echo "make test-long   those that take about a minute each, which make test leaves out"
 	@echo "make lint    ruff check and ruff format --check"
 	@echo "make types   mypy, strict on the package"
 	@echo "make wheel   the wheel, in $(DIST)/"
@@ -43,7 +45,10 @@ demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(BESIDE) $(ARGS)
+
+test-long: setup
+	$(BIN)/python -m pytest $(BESIDE) --long -m long $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

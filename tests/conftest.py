@@ -47,8 +47,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     remote._system.cache_clear()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the long tests, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("long") and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes about a minute: `make test-long` runs it"))
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
 

@@ -126,6 +126,7 @@ def ranks_of(place: Path, job: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(place.glob(f"{job}.?.json"))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ddp", "four"])
 def test_more_ranks_with_the_same_global_batch_train_the_same(launched: Run, name: str) -> None:
     """Order of samples, learning rates, losses and weights; SGD to 1e-3 of the way gone, AdamW to 5e-2."""
@@ -140,6 +141,7 @@ def test_more_ranks_with_the_same_global_batch_train_the_same(launched: Run, nam
         assert found[0]["digest"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHARDING)
 def test_what_is_shared_out_trains_as_ddp_does(launched: Run, name: str) -> None:
     ddp, other = launched("ddp"), launched(name)

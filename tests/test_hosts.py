@@ -93,6 +93,7 @@ def wait_for_step(folder: Path, step: int, *launched: Launched) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.netns
 @pytest.mark.dist
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def same_weights(one: Path, other: Path) -> None:
         assert all(a[key].equal(b[key]) for key in a), f"{arm} differs"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", list(VARIANTS))
 def test_killed_at_random_points_ends_with_the_same_bits(method: str, images: Path, tmp_path: Path) -> None:
     words = VARIANTS[method]
@@ -107,6 +108,7 @@ def test_killed_at_random_points_ends_with_the_same_bits(method: str, images: Pa
     assert record["device_hours"]["total"] > 0 and record["spans"]["lost"] >= 0, "work that was lost is billed"
 
 
+@pytest.mark.long
 @pytest.mark.shared
 def test_real_shards_killed_in_an_epoch_and_resumed_with_other_workers(shared: Path, tmp_path: Path) -> None:
     """And uninterrupted they end with the weights of the folder that they were made of."""

@@ -185,6 +185,7 @@ def test_slots_are_the_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verb.choose_slots(None, [verb.Row("one", "8", 0, ("train.device=cpu",))]) == [None]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_real_study_survives_kill_9_and_goes_on_where_it_was(tmp_path: Path) -> None:

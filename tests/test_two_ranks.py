@@ -58,6 +58,7 @@ def kill_rank(number: int, run: Path, process: subprocess.Popen[str], after_step
     raise AssertionError(f"rank {number} was never at step {after_step}")
 
 
+@pytest.mark.long
 @pytest.mark.dist
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_to_the_same_bits_and_both_are_billed(tmp_path: Path) -> None:
