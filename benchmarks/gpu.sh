@@ -42,9 +42,9 @@ if [[ -n "$cpu" ]]; then
   loaders=("bench.images=64" bench.size=96 bench.batch=16 "bench.workers=[2]" bench.epochs=2 bench.turns=1)
   views=(--size 96 --batch 8 --repeats 5)
 else
-  arms=paper_random images=1024 scale=2 side=512 full=384 small=224 batch=16 turns=3 limit="${LIMIT:-530}"
+  arms=paper_random images=256 scale=1.5 side=512 full=384 small=224 batch=16 turns=3 limit="${LIMIT:-530}"
   step=("bench.batch_sizes=[128,16]" "bench.only=[plain,channels_last,side_by_side,recompute,compile]" bench.seconds=8)
-  loaders=("bench.images=1024" bench.size=384 bench.batch=64 "bench.workers=[8]" bench.epochs=3 bench.turns=1)
+  loaders=("bench.images=1024" bench.size=384 bench.batch=64 "bench.workers=[8]" bench.epochs=6 bench.turns=1)
   views=(--size 384 --batch 16 --repeats 30)
 fi
 
@@ -85,7 +85,7 @@ run() {
   esac
 }
 
-prepare || { echo "gpu.sh: PYTHON=$python cannot run cass_scale, or no images could be drawn; nothing was measured" >&2; exit 1; }
+prepare || { echo "gpu.sh: PYTHON=$python cannot run cass_scale, or drew no images in time; nothing was measured" >&2; exit 1; }
 hardware=cpu
 [[ -n "$cpu" ]] || hardware="$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')" \
   || { echo "gpu.sh: torch sees no CUDA device; use --cpu" >&2; exit 1; }
