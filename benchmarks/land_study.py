@@ -149,14 +149,15 @@ def read(place: Path) -> Study:
 
 def land(places: list[Path], out: Path) -> None:
     """Write the record of one study, or of one on several sets of images. Raises ConfigError as `read` does."""
-    for place, study in [(place, read(place)) for place in places]:
+    studies = [read(place) for place in places]
+    for place, study in zip(places, studies, strict=True):
         first = next(member.run for member in study.members if member.run)
         for name, text in trimmed(place, str(first.part("data")["path"])).items():
             path = out / "study" / (place.name if len(places) > 1 else "") / name
             path.parent.mkdir(parents=True, exist_ok=True)
             records.atomic_write_text(path, text)
     report(out / "study", out / "study.html")
-    found = columns([read(place) for place in places])
+    found = columns(studies)
     record = found[0].study.record
     question = f"What does the {record['axis']} change, for CASS, its controls and DINO?"
     text = "\n\n".join(filter(None, [scores(found), steadiness(found[0].shown), collapses(found)]))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.data.stores import free_port
 
 WORDS = (
     "method=cass_contrast", "data.images=28", "data.scale=0.2", "arms.image_size=32", "arms.vit.args.depth=1",
@@ -33,7 +34,7 @@ class Job:
         self.run, self.logs = run, run.parent / f"{run.name}-said"
         self.logs.mkdir(exist_ok=True)
         chosen = {word.split("=")[0]: word for word in [*WORDS, *words]}
-        command, port = ["pretrain", *chosen.values(), f"run.dir={run}"], _free_port()
+        command, port = ["pretrain", *chosen.values(), f"run.dir={run}"], free_port()
         self.ranks = [
             FORKS.Process(target=_rank, args=(rank, world, port, command, sabotage, self.logs / str(rank)))
             for rank in range(world)
@@ -82,12 +83,6 @@ def _rank(rank: int, world: int, port: int, command: Sequence[str], sabotage: st
     from cass_scale.cli import main
 
     sys.exit(main(command))
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def rank_1_hangs(rank: int) -> None:

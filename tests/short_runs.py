@@ -15,6 +15,11 @@ WORDS = (
     "monitor.every=2",
 )  # fmt: skip
 
+TWO_STEPS = (  # where the images are what matters
+    "method=cass_contrast", "arms.image_size=32", "train.batch_size=4", "train.max_steps=2", "monitor.images=4",
+    "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.every=2",
+)  # fmt: skip
+
 
 def short(run: Path, *words: str) -> dict[str, Any]:
     chosen = {word.split("=")[0]: word for word in [*WORDS, *words]}

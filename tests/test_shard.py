@@ -26,7 +26,7 @@ from cass_scale.data.shards import shards
 from cass_scale.data.sources import folder
 from cass_scale.errors import ConfigError
 from cass_scale.verbs import shard as verb
-from tests.data.images import fill, labels_csv
+from tests.data.images import fill, two_classes
 from tests.data.tars import grouped, open_stream
 
 ROOT = Path(__file__).parents[1]
@@ -49,12 +49,7 @@ def start(images: Path, out: Path, *words: str, **options: Any) -> subprocess.Po
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 lossless images with classes, held back a third."""
-    root = tmp_path_factory.mktemp("set") / "images"
-    keys = [f"{i:02d}.png" for i in range(24)]
-    fill(root, *keys, side=40)
-    return labels_csv(
-        root, "path,label,split", *((k, "ab"[i % 2], "test" if i > 15 else "train") for i, k in enumerate(keys))
-    )
+    return two_classes(tmp_path_factory.mktemp("set") / "images", side=40)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cass_scale.data import beton
 from cass_scale.data.shards import shards
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.verbs import shard as verb
-from tests.data.images import fill, labels_csv
+from tests.data.images import fill, two_classes
 
 pytest.importorskip("ffcv", reason="needs the extra `ffcv`")
 
@@ -41,12 +41,7 @@ def words(source: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 lossless images of 32 x 32 with classes, held back a third."""
-    root = tmp_path_factory.mktemp("set") / "images"
-    keys = [f"{i:02d}.png" for i in range(24)]
-    fill(root, *keys, side=32)
-    return labels_csv(
-        root, "path,label,split", *((k, "ab"[i % 2], "test" if i > 15 else "train") for i, k in enumerate(keys))
-    )
+    return two_classes(tmp_path_factory.mktemp("set") / "images", side=32)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from cass_scale.results import Run
 from cass_scale.types import JSON
 from cass_scale.verbs import settings
 from cass_scale.verbs.evaluate import load_arms
-from cass_scale.verbs.folder import MANIFEST, finished
+from cass_scale.verbs.folder import finished
 from cass_scale.verbs.job import stream_for
-from cass_scale.verbs.task import other_data
-from cass_scale.verbs.wire import Build, Place, open_stream, without
+from cass_scale.verbs.task import asked_for
+from cass_scale.verbs.wire import Build, Place, open_stream
 
 THIS, INITIAL, RANDOM = "this run", "initial", "random"
 LETTERS = 16  # of a name above a picture
@@ -71,9 +71,7 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
 def find_images(config: JSON, trained: JSON, build: Build) -> tuple[Manifest, Tensor]:
     """The set to look at, and the ids drawn from it: of the folder `images`, else those that the run held back."""
     path = config["images"]
-    pretrained = Manifest.read(Path(config["run"]["dir"]) / MANIFEST)
-    node = trained["data"] if path is None else other_data(path, trained, pretrained)
-    manifest: Manifest = build(without(node, "noise"))
+    _, manifest = asked_for(path, trained, build, Path(config["run"]["dir"]))
     splits = ("test", "val", "train") if path is None else (None,)
     ids = next((some for split in splits if len(some := manifest.rows(split))), manifest.rows())
     if not len(ids):

@@ -58,10 +58,8 @@ def find_task(config: JSON, trained: JSON, build: Build, folder: Path) -> Task:
     `data.path` names another set: with the run's classes it is scored by what its own training images taught (a
     shift), else it is learnt from and scored by itself; `data.learn` decides otherwise.
     """
-    pretrained = Manifest.read(folder / MANIFEST)
     path = config["data"]["path"]
-    node = trained["data"] if path is None else other_data(path, trained, pretrained)
-    asked: Manifest = build(without(node, "noise"))
+    pretrained, asked = asked_for(path, trained, build, folder)
     if path is not None and is_shift(config["data"]["learn"], pretrained, asked):
         own: Manifest = build(without(trained["data"], "noise"))
         other = replace(asked, classes=own.classes)
@@ -75,6 +73,13 @@ def find_task(config: JSON, trained: JSON, build: Build, folder: Path) -> Task:
 
 def _files(manifest: Manifest) -> zip[tuple[str, str]]:
     return zip(manifest.sha256, manifest.splits, strict=True)
+
+
+def asked_for(path: str | None, trained: JSON, build: Build, folder: Path) -> tuple[Manifest, Manifest]:
+    """The set that the run in `folder` was pretrained on, as it then was; and the one at `path`, or that same one."""
+    pretrained = Manifest.read(folder / MANIFEST)
+    node = trained["data"] if path is None else other_data(path, trained, pretrained)
+    return pretrained, build(without(node, "noise"))
 
 
 def other_data(path: str, trained: JSON, pretrained: Manifest) -> JSON:

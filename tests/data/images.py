@@ -71,3 +71,12 @@ def labels_csv(folder: Path, columns: str, *rows: Sequence[str]) -> Path:
     with open(folder / "labels.csv", "w", newline="") as f:
         csv.writer(f).writerows([columns.split(","), *rows])
     return folder
+
+
+def two_classes(root: Path, side: int) -> Path:
+    """24 lossless images of classes a and b, the last eight held back."""
+    keys = [f"{i:02d}.png" for i in range(24)]
+    fill(root, *keys, side=side)
+    return labels_csv(
+        root, "path,label,split", *((k, "ab"[i % 2], "test" if i > 15 else "train") for i, k in enumerate(keys))
+    )

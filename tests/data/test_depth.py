@@ -35,13 +35,10 @@ from cass_scale.verbs.wire import DEEP
 from cass_scale.views import make_views
 from tests.data.images import encode, fill, labels_csv, noise, png16, tiff
 from tests.data.tars import open_stream, sharded, write_tar
+from tests.short_runs import TWO_STEPS
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TOP = 65535
-RUN = (
-    "method=cass_contrast", "arms.image_size=32", "train.batch_size=4", "train.max_steps=2", "monitor.images=4",
-    "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.every=2",
-)  # fmt: skip
 
 
 def deep(height: int = 40, width: int = 48, *channels: int, seed: int = 0, high: int = 4096) -> NDArray[np.uint16]:
@@ -314,8 +311,8 @@ def test_from_files_and_from_shards_the_same_weights(home: Path, tmp_path: Path)
     shard(
         f"source={home}", "data.window=[1%,99%]", f"out={tmp_path / 'shards'}", "size=32", "resize=square", quiet=True
     )
-    pretrain(*RUN, f"data.path={home}", "data.window=[1%,99%]", f"run.dir={tmp_path / 'one'}", quiet=True)
-    pretrain(*RUN, f"data.path={tmp_path / 'shards'}", f"run.dir={tmp_path / 'two'}", quiet=True)
+    pretrain(*TWO_STEPS, f"data.path={home}", "data.window=[1%,99%]", f"run.dir={tmp_path / 'one'}", quiet=True)
+    pretrain(*TWO_STEPS, f"data.path={tmp_path / 'shards'}", f"run.dir={tmp_path / 'two'}", quiet=True)
     for arm in ("cnn", "vit"):
         one, two = (load_file(tmp_path / name / "export" / f"{arm}.safetensors") for name in ("one", "two"))
         assert all(torch.equal(one[key], two[key]) for key in one)

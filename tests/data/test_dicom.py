@@ -21,6 +21,7 @@ from cass_scale.errors import ConfigError, DataError
 from tests.data.images import encode, fill, labels_csv, noise
 from tests.data.medical import ct, dicom, fill_ct
 from tests.data.tars import sharded, write_tar
+from tests.short_runs import TWO_STEPS
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra `medical`")
 imagecodecs = pytest.importorskip("imagecodecs", reason="needs the extra `medical`")
@@ -28,10 +29,6 @@ from pydicom import Dataset, Sequence, uid  # noqa: E402
 from pydicom.datadict import DicomDictionary  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-RUN = (
-    "method=cass_contrast", "arms.image_size=32", "train.batch_size=4", "train.max_steps=2", "monitor.images=4",
-    "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.every=2",
-)  # fmt: skip
 HU = {"RescaleSlope": 1, "RescaleIntercept": -1024}
 TOP = 65535
 NAME, UID = "SECRET^JANE", "1.2.3.987654321.123456789"
@@ -293,9 +290,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = (f"data.path={home}", "data.max_bad=0.2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CASS_SCALE_CACHE", str(out / "cache"))
-        pretrain(*RUN, *data, "data.groups=dicom", f"run.dir={out / 'from_files'}", quiet=True)
+        pretrain(*TWO_STEPS, *data, "data.groups=dicom", f"run.dir={out / 'from_files'}", quiet=True)
         shard(*data, "data.groups=dicom", "size=null", "samples_per_shard=4", f"out={out / 'shards'}", quiet=True)
-        pretrain(*RUN, f"data.path={out / 'shards'}", f"run.dir={out / 'from_shards'}", quiet=True)
+        pretrain(*TWO_STEPS, f"data.path={out / 'shards'}", f"run.dir={out / 'from_shards'}", quiet=True)
         evaluate(f"run.dir={out / 'from_files'}", "protocol=knn", "protocol.k=1", "device=cpu", quiet=True)
         verify(*data, f"out={out / 'verify'}", quiet=True)
         split(*data, f"out={out / 'clean.csv'}", quiet=True)

@@ -24,13 +24,10 @@ from cass_scale.errors import DataError
 from tests.data.images import labels_csv
 from tests.data.medical import save_nifti, volume
 from tests.data.tars import open_stream, sharded
+from tests.short_runs import TWO_STEPS
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 TOP = 65535
-RUN = (
-    "method=cass_contrast", "arms.image_size=32", "train.batch_size=4", "train.max_steps=2", "monitor.images=4",
-    "train.device=cpu", "train.precision=fp32", "stream.workers=0", "monitor.every=2",
-)  # fmt: skip
 
 
 def grey(root: Path, key: str) -> NDArray[np.int64]:
@@ -243,7 +240,7 @@ def test_volumes_become_shards_and_train(home: Path, tmp_path: Path) -> None:
     streams = (open_stream("folder", source, plan), open_stream("webdataset", made, plan))
     for one, two in zip(*(stream.epoch(0) for stream in streams), strict=True):
         assert one.images.dtype == torch.uint16 and torch.equal(one.images, two.images)
-    record = pretrain(*RUN, f"data.path={tmp_path / 'shards'}", f"run.dir={tmp_path / 'run'}", quiet=True)
+    record = pretrain(*TWO_STEPS, f"data.path={tmp_path / 'shards'}", f"run.dir={tmp_path / 'run'}", quiet=True)
     assert record["status"] == "done" and record["steps"] == 2
 
 
