@@ -171,7 +171,7 @@ def test_the_prediction_is_arithmetic() -> None:
 
 
 def test_table_2_itself_is_a_possible_rate_of_the_card() -> None:
-    """The paper's hours are the same third to half of the card's peak on every set, so images and hours belong together."""
+    """The paper's hours are a quarter to half of the card's peak on every set: images and hours belong together."""
     flops = 403.6e9  # of an image in `pretrain arms=paper_random --dry-run`
     shares = [
         flops * EPOCHS * images / (3600 * hours()[name][1]) / 16.3e12 for name, images in training_images().items()

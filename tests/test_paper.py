@@ -78,7 +78,7 @@ def test_a_claim_can_be_judged_by_its_study(claim: dict[str, Any]) -> None:
     study: Any = STUDIES[claim["study"] or "batch_size"]
     assert claim.get("protocol", "knn") in study["protocols"]
     for test in claim["tests"]:
-        assert test["rule"] in claims.RULES
+        assert test["rule"] in claims.RULES and test.get("protocol", "knn") in study["protocols"]
         for side in (test[key] for key in ("of", "than") if key in test):
             known = {name.partition("/")[0] for name in study["rows"]} | {"initial"}
             assert set(rows_of(side.get("row", "cass"))) & known
