@@ -1,6 +1,9 @@
 """Land a finished study as a record: its plan, records and scores without weights, its page, and a table of scores.
 
 python benchmarks/land_study.py --study runs/study-batch_size --out benchmarks/records/DATE_study-batch-size_HARDWARE
+
+With --unfinished also one of which rows failed or are missing: their records are kept, they stand in no table, and the
+record lists them.
 """
 
 from __future__ import annotations
@@ -13,14 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cass_scale import claims, evidence, published, records
+from cass_scale import choice, claims, evidence, published, records
 from cass_scale.errors import ConfigError
 from cass_scale.page import report
 from cass_scale.robustness import Estimate
-from cass_scale.studies import STUDY, Study, load
-from cass_scale.study_page import section
+from cass_scale.studies import STUDY, Study, load, origin
+from cass_scale.study_page import correct, section
 
-KEPT = ("run.json", "config.yaml", "metrics.jsonl", "evaluate/*.json")  # of every run; no weights, no images
+KEPT = (
+    "run.json",
+    "env.json",
+    "config.yaml",
+    "metrics.jsonl",
+    "evaluate/*.json",
+)  # of every run; no weights, no images
 
 
 def trimmed(study: Path, data: str) -> dict[str, str]:
@@ -36,15 +45,21 @@ def trimmed(study: Path, data: str) -> dict[str, str]:
     return found
 
 
-def cell(mean: Estimate | None, delta: Estimate | None) -> str:
-    """Mean with its interval over seeds; under it the paired difference to the null control."""
-    if mean is None:
+def number(one: Estimate | None, form: str = "{:.3f}") -> str:
+    """`value (low to high)`; nothing for none."""
+    if one is None:
         return ""
-    text = f"{mean.value:.3f}" + (f" ({mean.low:.3f} to {mean.high:.3f})" if mean.interval else "")
-    if delta is None or delta.interval is None:
+    ends = " to ".join(form.format(end) for end in one.interval or ())
+    return form.format(one.value) + (f" ({ends})" if ends else "")
+
+
+def cell(one: dict[str, Any]) -> str:
+    """Mean with its interval over seeds; after it the paired difference to the null control."""
+    text = number(one["mean"]) + (f" (without {one['missing']} seed(s))" if one["missing"] else "")
+    if one["p"] is None:
         return text
-    clear = delta.interval[0] > 0 or delta.interval[1] < 0
-    return f"{text}; **{delta.value:+.3f}**" if clear else f"{text}; {delta.value:+.3f}"
+    gap = f"{one['delta'].value:+.3f}"
+    return f"{text}; **{gap}**" if one["verdict"] in ("above", "below") else f"{text}; {gap}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Column:
         """(protocol, arm, row) -> mean and difference to the null control, in the order of the report."""
         at = self.study.settings.index(self.setting)
         return {
-            (part["protocol"], arm["arm"], row["row"]): row["cells"][at]
+            (self.study.how(part["protocol"]), arm["arm"], row["row"]): row["cells"][at]
             for part in self.shown["scores"]
             for arm in part["arms"]
             for row in arm["rows"]
@@ -81,32 +96,62 @@ def scores(found: list[Column]) -> str:
     """A row per protocol, arm and row; a column per setting, or per set of images where there are several."""
     several = len({column.study.folder for column in found}) > 1
     about, cells = found[0].shown, [column.cells() for column in found]
+    correct([one for some in cells for one in some.values()])
     lines = [
         f"{about['metric']} on held-back images{'' if several else f' of {found[0].data}'}, "
-        f"{about['about']['seeds']} seeds: mean (95 % interval); paired difference to cass_null, bold where its "
-        "interval excludes 0.",
+        f"{about['about']['seeds']} seeds: mean (95 % interval); paired difference to cass_null, bold where its p "
+        "(Student's, over seeds), corrected by Holm for all differences of this table, is under 0.05. both: features "
+        "of both arms side by side; ensemble: their answers averaged.",
         "",
         f"| protocol | arm | row | {' | '.join(one.data if several else one.setting for one in found)} |",
         f"|---|---|---|{'---|' * len(found)}",
     ]
     for key in dict.fromkeys(key for some in cells for key in some):
-        texts = [cell(one["mean"], one["delta"]) if (one := some.get(key)) else "" for some in cells]
+        texts = [cell(one) if (one := some.get(key)) else "" for some in cells]
         lines.append(f"| {' | '.join([*key, *texts])} |")
     return "\n".join(lines)
 
 
 def steadiness(shown: dict[str, Any]) -> str:
-    """How much each row moves with the setting; nothing where there is one setting."""
-    if not shown["robustness"]:
+    """How much each row moves with the setting, and how much less than DINO; nothing where there is one setting."""
+    tables = []
+    for part in shown["robustness"]:
+        head = [
+            "row",
+            "variance over settings",
+            *(f"less that of {dino}" for dino in part["dinos"]),
+            "of it, seeds alone",
+        ]
+        head += ["worst drop", *(f"less that of {dino}" for dino in part["dinos"])]
+        lines = [f"Over settings, {part['title']}:", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+        for row in part["rows"]:
+            less = [number(one, "{:+.2g}") for one in row["variance_less"]]
+            texts = [row["row"], f"{row['variance'].value:.2g}", *less, f"{row['noise']:.2g}", number(row["drop"])]
+            lines.append(f"| {' | '.join([*texts, *(number(one, '{:+.3f}') for one in row['drop_less'])])} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def picks(studies: list[Study]) -> list[choice.Pick]:
+    """How often indicators that need no label named the better arm, over all finished runs."""
+    return choice.picks(choice.cases(run for study in studies for run in study.runs))
+
+
+def choosing(found: list[choice.Pick]) -> str:
+    """What is known of choosing an arm without labels; nothing where no evaluation has indicators."""
+    if not found:
         return ""
     lines = [
-        "| protocol | row | variance over settings | of it, seeds alone | worst drop |",
+        "Which arm to take without labels: of the pairs of arms, in how many the one that a rule names scored higher "
+        "(chance is half), and the macro F1 that its choices lost. Agreement of the arms names none: it is of the "
+        "pair, and the same for both.",
+        "",
+        "| rule | scored by | pairs | right | macro F1 lost, mean |",
         "|---|---|---:|---:|---:|",
     ]
-    for part in shown["robustness"]:
-        for row in part["rows"]:
-            values = f"{row['variance'].value:.2g} | {row['noise']:.2g} | {cell(row['drop'], None)}"
-            lines.append(f"| {part['protocol']} | {row['row']} | {values} |")
+    for one in found:
+        right, lost = (f"{one.right:.0%}", f"{one.lost:.3f}") if one.right is not None else ("too few pairs", "")
+        lines.append(f"| {one.rule} | {one.protocol} | {one.pairs} | {right} | {lost} |")
     return "\n".join(lines)
 
 
@@ -128,31 +173,48 @@ def figures(found: list[Column]) -> dict[str, Any]:
     numbers = [
         {"data": column.data, "setting": column.setting, "protocol": protocol, "arm": arm, "row": row}
         | {key: asdict(one[key]) if one[key] else None for key in ("mean", "delta")}
+        | {key: one[key] for key in ("p", "holm", "missing")}
         for column in found
         for (protocol, arm, row), one in column.cells().items()
     ]
     verdicts = [
         {"claim": one.claim["says"], "verdict": one.word, "why": list(one.why)} for one in claims.judge(about, studies)
     ]
-    return {"scores": numbers, "claims": verdicts}
+    chosen = [asdict(one) for one in picks(studies)]
+    return {"scores": numbers, "claims": verdicts, "choice": chosen, "unfinished": missing(studies)}
 
 
-def read(place: Path) -> Study:
-    """The study in a folder. Raises ConfigError when a run of it is not done or cannot be read."""
+def missing(studies: list[Study]) -> list[str]:
+    """Runs of the plan that are not done, with their last words."""
+    return [
+        f"{study.folder.name}: {one.name}, {one.setting}, seed {one.seed}{f' ({one.failed})' if one.failed else ''}"
+        for study in studies
+        for one in study.members
+        if not one.done
+    ]
+
+
+def read(place: Path, *, unfinished: bool = False) -> Study:
+    """The study in a folder.
+
+    Raises ConfigError when none of its runs is done, or, unless `unfinished`, when one is not or cannot be read.
+    """
     notes: list[str] = []
     study = load(place, notes)
-    undone = [f"{m.name} {m.setting} seed {m.seed}" for m in study.members if not m.done] + notes
-    if undone:
-        raise ConfigError(f"{place} is not finished ({', '.join(undone[:3])}): run its command again first")
+    undone = missing([study]) + notes
+    if undone and not unfinished:
+        some = ", ".join(undone[:3])
+        raise ConfigError(f"{place} is not finished ({some}): run its command again first, or give --unfinished")
+    if not any(member.done for member in study.members):
+        raise ConfigError(f"{place} has no run that is done: there is nothing to tabulate")
     return study
 
 
-def land(places: list[Path], out: Path) -> None:
+def land(places: list[Path], out: Path, *, unfinished: bool = False) -> None:
     """Write the record of one study, or of one on several sets of images. Raises ConfigError as `read` does."""
-    studies = [read(place) for place in places]
+    studies = [read(place, unfinished=unfinished) for place in places]
     for place, study in zip(places, studies, strict=True):
-        first = next(member.run for member in study.members if member.run)
-        for name, text in trimmed(place, str(first.part("data")["path"])).items():
+        for name, text in trimmed(place, str(study.runs[0].part("data")["path"])).items():
             path = out / "study" / (place.name if len(places) > 1 else "") / name
             path.parent.mkdir(parents=True, exist_ok=True)
             records.atomic_write_text(path, text)
@@ -160,18 +222,22 @@ def land(places: list[Path], out: Path) -> None:
     found = columns(studies)
     record = found[0].study.record
     question = f"What does the {record['axis']} change, for CASS, its controls and DINO?"
-    text = "\n\n".join(filter(None, [scores(found), steadiness(found[0].shown), collapses(found)]))
-    finding = evidence.Finding(question, text, figures(found))
+    parts = [scores(found), steadiness(found[0].shown), choosing(picks(studies)), collapses(found)]
+    if left := missing(studies):
+        parts.append(f"Not done, and in no table ({len(left)} runs): {'; '.join(left)}.")
+    finding = evidence.Finding(question, "\n\n".join(filter(None, parts)), figures(found))
     command = "; ".join(dict.fromkeys(column.study.record["command"] for column in found))
-    evidence.write_record(out, finding, command=command, options={}, machine=record["machine"])
+    of_runs = origin(studies)
+    evidence.write_record(out, finding, command=command, options={}, machine=of_runs["machine"], origin=of_runs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", type=Path, nargs="+", required=True, help="finished; several: one on several sets")
+    parser.add_argument("--study", type=Path, nargs="+", required=True, help="several: one on several sets")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--unfinished", action="store_true", help="land what there is, and list what is missing")
     args = parser.parse_args()
-    land(args.study, args.out)
+    land(args.study, args.out, unfinished=args.unfinished)
     print(f"record: {args.out}")
 
 

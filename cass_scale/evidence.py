@@ -27,8 +27,13 @@ class Finding:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_record(out: Path, found: Finding, *, command: str, options: Mapping[str, Any], machine: str) -> JSON:
-    """run.json (command, code, machine, versions, all figures), its page and the further files; returns the record."""
+def write_record(
+    out: Path, found: Finding, *, command: str, options: Mapping[str, Any], machine: str, origin: JSON | None = None
+) -> JSON:
+    """run.json (command, code, machine, versions, all figures), its page and the further files; returns the record.
+
+    origin: `git`, `versions` and the like of the runs, where these were not made by this process.
+    """
     out.mkdir(parents=True, exist_ok=True)
     record: JSON = {
         "schema": records.SCHEMA,
@@ -42,7 +47,7 @@ def write_record(out: Path, found: Finding, *, command: str, options: Mapping[st
         "env": records.env(),
         "finished": records.now(),
         "figures": found.figures,
-    }
+    } | (origin or {})
     records.write_json(out / records.RUN, record)
     for name, text in {"README.md": f"# {page(record)}", **found.files}.items():
         records.atomic_write_text(out / name, text)
@@ -51,8 +56,12 @@ def write_record(out: Path, found: Finding, *, command: str, options: Mapping[st
 
 def page(record: Mapping[str, Any]) -> str:
     """Title, table and provenance of a record as markdown, without the mark of the heading."""
-    git = record["git"]
-    state = f"{str(git['sha'])[:12]}{', with uncommitted changes' if git['dirty'] else ''}"
+    codes = record.get("codes") or [record["git"]]
+    states = [f"{str(git['sha'])[:12]}{', with uncommitted changes' if git['dirty'] else ''}" for git in codes]
+    state = states[0]
+    if len(states) > 1:
+        texts = [f"{one} ({code['records']} records)" for one, code in zip(states, codes, strict=True)]
+        state = f"of several versions: {'; '.join(texts)}"
     facts = [
         f"Command: `{record['command']}`",
         f"Machine: {record['machine']}. Code: {state}. {record['finished'][:10]}.",

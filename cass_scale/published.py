@@ -46,7 +46,7 @@ def hours() -> dict[str, tuple[float, float]]:
 
 
 def training_images() -> dict[str, int]:
-    """Of the sets of Table 2."""
+    """Of an epoch of Table 2's times, by set; of brain MRI fewer than the set has for training."""
     return {name: both["images"] for name, both in tables()["hours"]["sets"].items()}
 
 

@@ -7,13 +7,13 @@ many resamples at once, [arms, settings, draws].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from cass_scale.grid import SEEDS_FOR_INTERVAL
 
@@ -85,3 +85,21 @@ def estimate(statistic: Statistic, *scores: Floats, least: float = -math.inf, mo
     drawn = statistic(*(side[..., picked].mean(axis=-1) for side in scores))
     half = float(-stdtrit(number - 1, 0.025) * np.std(drawn) * math.sqrt(number / (number - 1)))
     return Estimate(value, max(least, value - half), min(most, value + half), number)
+
+
+def paired_p(differences: Floats) -> float | None:
+    """Two-sided p of paired differences [seeds], Student's; None of fewer seeds than an interval needs."""
+    number = len(differences)
+    if number < SEEDS_FOR_INTERVAL:
+        return None
+    error, mean = float(differences.std(ddof=1)) / math.sqrt(number), float(differences.mean())
+    return float(2 * stdtr(number - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for being several (Holm 1979): the chance of any false finding stays under the level."""
+    order = np.argsort(p, kind="stable")
+    steps = np.asarray(p)[order] * (len(p) - np.arange(len(p)))
+    out = np.empty(len(p))
+    out[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(x) for x in out]

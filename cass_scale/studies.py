@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,16 @@ class Study:
         return [name for name in self.record["protocols"] if name in used]
 
     @property
+    def data(self) -> list[str]:
+        """Names of the sets of images."""
+        return sorted({str(run.part("data").get("name", "?")) for run in self.runs})
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that have begun."""
+        return [member.run for member in self.members if member.run]
+
+    @property
     def target(self) -> str:
         """The metric of the tables."""
         return str(self.record["target"])
@@ -95,6 +106,26 @@ class Study:
         """Names of the arms that a row trains at a setting, sorted."""
         rows = {member.row for member in self.members} if row == INITIAL else {row}
         return sorted({arm for one in rows for run in self.finished(one, setting) for arm in run.part("arms")})
+
+    def columns(self, row: str, setting: str) -> list[str]:
+        """What of a row has scores: its arms, then what is made of both together."""
+        arms = self.arms(row, setting)
+        rows = {member.row for member in self.members} if row == INITIAL else {row}
+        runs = [run for one in rows for run in self.finished(one, setting)]
+        return list(
+            dict.fromkeys([*arms, *sorted({arm for run in runs for e in run.evaluations for arm in e["arms"]})])
+        )
+
+    def how(self, protocol: str) -> str:
+        """A protocol by the study's name, and how it is really scored where the name does not say so."""
+        real = next((m.evaluations[protocol] for m in self.members if protocol in m.evaluations), None)
+        if real is None or protocol == real.protocol:
+            return protocol
+        share = "" if real.subset else f"{real.labels:.0%} of the labels"
+        subset, folds = (
+            f"{what} {value}" if value else "" for what, value in (("subset", real.subset), ("folds", real.folds))
+        )
+        return f"{protocol} ({', '.join(filter(None, (real.protocol, share, subset, folds)))})"
 
     def scores(self, row: str, setting: str, arm: str, protocol: str) -> BySeed:
         """The target metric by seed; only of runs that reached their end."""
@@ -128,6 +159,28 @@ class Study:
     def first(self, names: Iterable[str], test: Callable[[str], object] | None = None) -> str | None:
         """The first of `names` that is a row of this study (and passes `test`)."""
         return next((name for name in names if name in self.rows and (test is None or test(name))), None)
+
+
+def origin(studies: Sequence[Study]) -> JSON:
+    """Where the runs come from, by their own records: `git`, `versions`, `machine`, and `codes` where several.
+
+    `git` is the code of most runs and evaluations, `codes` lists all with their numbers. Several versions or machines
+    stand side by side.
+    """
+    runs = [run for study in studies for run in study.runs]
+    made = [record for run in runs for record in (run.record, *run.evaluations)]
+    counts = Counter((git["sha"], git["dirty"]) for record in made if (git := record.get("git")))
+    codes = [{"sha": sha, "dirty": dirty, "records": number} for (sha, dirty), number in counts.most_common()]
+    versions: dict[str, set[str]] = {}
+    for name, version in (pair for record in made for pair in (record.get("versions") or {}).items()):
+        versions.setdefault(name, set()).add(version)
+    devices = dict.fromkeys(f"{one['name']}, {one['cores']} cores" for run in runs if (one := run.part("device")))
+    found: JSON = {
+        "git": {key: codes[0][key] for key in ("sha", "dirty")} if codes else {"sha": None, "dirty": None},
+        "versions": {name: ", ".join(sorted(some)) for name, some in versions.items()},
+        "machine": "; ".join(devices),
+    }
+    return found | ({"codes": codes} if len(codes) > 1 else {})
 
 
 def common(cells: Iterable[Mapping[int, float]]) -> list[int]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cass_scale import charts, hardware_page, published, robustness
 from cass_scale.charts import Axis, Chart, Line
-from cass_scale.claims import saving, steadier
-from cass_scale.results import METRICS, NULL, Run
+from cass_scale.claims import moves, saving, steadier
+from cass_scale.results import METRICS, NULL, PROTOCOLS, Run
 from cass_scale.robustness import Estimate
-from cass_scale.studies import INITIAL, BySeed, Study, common
+from cass_scale.studies import INITIAL, BySeed, Study, common, origin
 from cass_scale.types import JSON
 
 CONTROLS = frozenset({NULL, "cass_noise", "contrast_noise", INITIAL})
 USUAL = ("finetune", "linear", "knn")  # the paper's protocol, and what comes nearest
 MOST = 6  # runs in one drawing
+LEVEL = 0.05  # of a table's corrected p
 
 
 def section(study: Study) -> JSON:
@@ -28,6 +29,7 @@ def section(study: Study) -> JSON:
         "study": study,
         "metric": METRICS.get(study.target, study.target),
         "about": _about(study),
+        "codes": origin([study]).get("codes", []),
         "unfinished": [member for member in study.members if not member.done],
         "emulated": hardware_page.notes(first),
         "predicted": hardware_page.predicted(first),
@@ -45,10 +47,10 @@ def section(study: Study) -> JSON:
 
 
 def _about(study: Study) -> JSON:
-    runs = [member.run for member in study.members if member.run]
+    runs = study.runs
     return {
         "done": sum(member.done for member in study.members),
-        "data": sorted({str(run.part("data").get("name", "?")) for run in runs}),
+        "data": study.data,
         "synthetic": any(run.part("data").get("synthetic") for run in runs),
         "arms": sorted({made.get("model", "?") for run in runs for made in run.part("arms").values()}),
         "sizes": sorted({run.record.get("image_size") or 0 for run in runs}),
@@ -86,9 +88,10 @@ def _array(values: BySeed, seeds: Sequence[int]) -> robustness.Floats:
     return np.array([[[values[seed] for seed in seeds]]])
 
 
-def _arms(study: Study) -> list[str]:
+def _all(study: Study, names: Callable[[str, str], list[str]]) -> list[str]:
     pairs = [(row, setting) for row in study.rows for setting in study.settings]
-    return list(dict.fromkeys(arm for pair in pairs for arm in study.arms(*pair)))
+    arms = dict.fromkeys(arm for pair in pairs for arm in study.arms(*pair))  # first, whatever else has scores
+    return list(arms | dict.fromkeys(name for pair in pairs for name in names(*pair)))
 
 
 def _figures(study: Study) -> list[Chart]:
@@ -97,9 +100,9 @@ def _figures(study: Study) -> list[Chart]:
     caption = f"{METRICS[study.target]} on held-back images."
     drawn = []
     for protocol in study.protocols if len(study.settings) > 1 else []:
-        for arm in _arms(study):
+        for arm in _all(study, study.arms):
             lines = [line for i, row in enumerate(study.rows) if (line := _curve(study, row, arm, protocol, i))]
-            drawn += [charts.draw(f"{arm}, {protocol}", caption, lines, axis=axis)] if lines else []
+            drawn += [charts.draw(f"{arm}, {study.how(protocol)}", caption, lines, axis=axis)] if lines else []
     return drawn
 
 
@@ -116,9 +119,12 @@ def _curve(study: Study, row: str, arm: str, protocol: str, number: int) -> Line
 
 
 def _scores(study: Study, protocol: str) -> JSON:
-    """Rows by arm: a mean per setting, and under it the paired difference to the null control."""
-    arms = []
-    for arm in _arms(study):
+    """Rows by arm, and of both arms together: a mean per setting, its paired difference to the null control, its p.
+
+    A difference has the verdict that its p allows, corrected by Holm for the whole table.
+    """
+    arms: list[JSON] = []
+    for arm in _all(study, study.columns):
         lines = [(row, [_cell(study, row, setting, arm, protocol) for setting in study.settings]) for row in study.rows]
         rows = [
             {"row": row, "control": row in CONTROLS, "cells": cells}
@@ -126,39 +132,47 @@ def _scores(study: Study, protocol: str) -> JSON:
             if any(cell["mean"] for cell in cells)
         ]
         arms += [{"arm": arm, "rows": rows}] if rows else []
-    return {"protocol": protocol, "arms": arms}
+    correct([cell for arm in arms for row in arm["rows"] for cell in row["cells"]])
+    title = PROTOCOLS.get(protocol) or study.how(protocol)
+    return {"protocol": protocol, "title": title, "arms": arms}
 
 
 def _cell(study: Study, row: str, setting: str, arm: str, protocol: str) -> JSON:
     values = study.scores(row, setting, arm, protocol)
     null = study.scores(NULL, setting, arm, protocol)
     delta = difference_of(values, null) if row != NULL else None
-    return {"mean": mean_of(values, most=1.0), "delta": delta, "verdict": _sign(delta)}
+    seeds = common([values, null]) if delta else []
+    p = robustness.paired_p(np.array([values[seed] - null[seed] for seed in seeds]))
+    planned = len({m.seed for m in study.members if m.setting == setting and row in (m.row, INITIAL)})
+    missing = planned - len(values) if values else 0
+    return {"mean": mean_of(values, most=1.0), "delta": delta, "p": p, "missing": missing}
 
 
-def _sign(delta: Estimate | None) -> str:
-    if delta is None or delta.interval is None:
-        return ""
-    return "above" if delta.interval[0] > 0 else "below" if delta.interval[1] < 0 else "noise"
+def correct(cells: Sequence[JSON]) -> None:
+    """Give every cell of a table `holm`, its p corrected for all of them, and the `verdict` that this allows."""
+    tested = [cell for cell in cells if cell["p"] is not None]
+    for cell in cells:
+        cell |= {"holm": None, "verdict": ""}
+    for cell, p in zip(tested, robustness.holm([cell["p"] for cell in tested]), strict=True):
+        sign = "above" if cell["delta"].value > 0 else "below"
+        cell |= {"holm": p, "verdict": sign if p < LEVEL else "noise"}
 
 
 def _robustness(study: Study, protocol: str) -> JSON:
-    """Variance over settings as the paper has it, what seeds alone make of it, the worst drop; each beside DINO's."""
-    dino = study.first(published.rows_of("dino"), lambda row: study.grid(row, protocol, study.settings))
+    """Variance over settings as the paper has it, what seeds alone make of it, the worst drop; beside every DINO's."""
+    dinos = [row for row in published.rows_of("dino") if moves(study, row, protocol, robustness.variance)]
     rows = []
     for row in study.rows:
         if (whole := study.grid(row, protocol, study.settings)) is None:
             continue
-        other = dino or row
-        variance, less = steadier(study, row, other, protocol, robustness.variance)
-        drop, less_drop = steadier(study, row, other, protocol, robustness.worst_drop)
-        beside = dino is not None and row != dino
-        rows.append({
-            "row": row, "control": row in CONTROLS, "noise": robustness.noise(whole[0]),
-            "variance": variance, "variance_less": less if beside else None,
-            "drop": drop, "drop_less": less_drop if beside else None,
-        })  # fmt: skip
-    return {"protocol": protocol, "dino": dino, "rows": rows, "paper": published.tables()["variances"].get(study.name)}
+        others = [dino if dino != row else None for dino in dinos]
+        found = {"row": row, "control": row in CONTROLS, "noise": robustness.noise(whole[0])}
+        for name, statistic in (("variance", robustness.variance), ("drop", robustness.worst_drop)):
+            found[name] = moves(study, row, protocol, statistic)
+            found[f"{name}_less"] = [other and steadier(study, row, other, protocol, statistic) for other in others]
+        rows.append(found)
+    paper = published.tables()["variances"].get(study.name)
+    return {"protocol": protocol, "title": study.how(protocol), "dinos": dinos, "rows": rows, "paper": paper}
 
 
 def _printed(study: Study) -> list[JSON]:
@@ -174,7 +188,7 @@ def _printed(study: Study) -> list[JSON]:
                 ours = mean_of(study.scores(row, setting, arm, protocol), most=1.0) if row else None
                 less = ours.value - printed if ours else None
                 lines.append(
-                    {"line": line, "arm": arm, "protocol": protocol, "paper": printed, "ours": ours, "less": less}
+                    {"line": line, "arm": arm, "by": study.how(protocol), "paper": printed, "ours": ours, "less": less}
                 )
         found.append({"number": number, "table": table, "lines": lines})
     return found
@@ -212,7 +226,7 @@ def _savings(study: Study) -> list[JSON]:
     found = []
     for row in study.rows if setting in study.settings else []:
         for dino in dinos if row not in dinos and row not in CONTROLS else []:
-            if share := saving(study, row, dino, setting):
+            if share := saving(study, (row, setting), (dino, setting)):
                 mine, theirs = (flops(study.finished(name, setting)) for name in (row, dino))
                 by_flops = 1 - mine / theirs if mine and theirs else None
                 found.append({"row": row, "dino": dino, "saving": share, "by_flops": by_flops})

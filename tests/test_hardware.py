@@ -171,12 +171,12 @@ def test_the_prediction_is_arithmetic() -> None:
 
 
 def test_table_2_itself_is_a_possible_rate_of_the_card() -> None:
-    """The paper's hours lie below the card's peak at the FLOPs of its arms, so images and hours belong together."""
+    """The paper's hours are a quarter to half of the card's peak on every set: images and hours belong together."""
     flops = 403.6e9  # of an image in `pretrain arms=paper_random --dry-run`
     shares = [
         flops * EPOCHS * images / (3600 * hours()[name][1]) / 16.3e12 for name, images in training_images().items()
     ]
-    assert all(0.2 < share < 0.6 for share in shares)
+    assert all(0.25 < share < 0.54 for share in shares)
 
 
 def test_the_bench_page_predicts_beside_table_2() -> None:

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from cass_scale import robustness
 from cass_scale.published import tables
-from cass_scale.robustness import average, estimate, gap, noise, share_less, variance, worst_drop
+from cass_scale.robustness import average, estimate, gap, holm, noise, paired_p, share_less, variance, worst_drop
 
 TRUE = np.array([[0.0, 0.5, 1.0], [0.0, 1.0, 2.0]])
 
@@ -73,3 +74,18 @@ def test_95_of_100_intervals_hold_the_truth(seeds: int, monkeypatch: pytest.Monk
             assert found.interval is not None
             hits[i] += found.interval[0] <= truth <= found.interval[1]
     assert (hits / 300 > 0.91).all() and (hits / 300 < 0.99).all(), hits / 300
+
+
+def test_holm() -> None:
+    """The example of Holm's own procedure: smallest p times 4, then 3, 2, 1, never falling."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_p_of_paired_differences_is_students() -> None:
+    differences = np.array([0.02, 0.05, 0.01, 0.04])
+    found, interval = paired_p(differences), estimate(average, differences[None, None]).interval
+    assert found == pytest.approx(float(ttest_1samp(differences, 0.0).pvalue)) and interval is not None
+    assert (found < 0.05) == (interval[0] > 0), "alone, p and the interval say the same"
+    assert paired_p(differences[:2]) is None and paired_p(np.zeros(3)) == 1.0 and paired_p(np.ones(3)) == 0.0

@@ -13,8 +13,10 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 from cass_scale import records
 from cass_scale.errors import DataError
 from cass_scale.page import report
+from cass_scale.robustness import Estimate
 from cass_scale.studies import STUDY, load
-from cass_scale.study_page import mean_of, section
+from cass_scale.study_page import correct, mean_of, section
+from cass_scale.types import JSON
 from tests.fake_runs import Page, add_run, add_scores, page_of, squeezed
 from tests.fake_studies import batch_size
 
@@ -146,3 +148,35 @@ def test_a_damaged_or_newer_study_is_named(tmp_path: Path) -> None:
     records.write_json(folder / STUDY, records.read_json(folder / STUDY) | {"schema": 9})
     with pytest.raises(DataError, match=r"study.json has schema 9"):
         report(tmp_path, tmp_path / "out.html")
+
+
+def test_a_colour_is_of_the_whole_tables_corrected_p() -> None:
+    def cell(p: float | None) -> JSON:
+        return {"p": p, "delta": Estimate(0.1, 0.01, 0.19, 3)}
+
+    cells = [cell(0.03), cell(0.001), cell(None), cell(0.04)]
+    correct(cells)
+    assert [one["verdict"] for one in cells] == ["noise", "above", "", "noise"], "0.03 alone would be one"
+    assert cells[0]["holm"] == pytest.approx(0.06) and cells[2]["holm"] is None
+
+
+def test_both_arms_together_have_scores_and_robustness_is_of_the_arms(folder: Path) -> None:
+    found = section(load(folder, []))
+    assert [one["arm"] for one in found["scores"][0]["arms"]] == ["cnn", "vit", "both", "ensemble"]
+    rows = {row["row"] for row in found["scores"][0]["arms"][2]["rows"]}
+    assert "cass_contrast" in rows and "dino_small" not in rows, "a run of one arm has nothing to join"
+    assert load(folder, []).grid("cass_contrast", "knn", ["8"])[1] == ["cnn", "vit"]
+
+
+def test_a_protocols_name_stands_beside_what_was_really_done(tmp_path: Path) -> None:
+    """preset=quick of label_fractions probes; it must not look like the paper's fine-tuning."""
+    made = batch_size(tmp_path, seeds=1, runs=("cass_paper",), protocols=("knn", "labels_10"), name="label_fractions")
+    record = records.read_json(made / STUDY)
+    for row in record["rows"].values():
+        row["evaluations"]["labels_10"] = ["protocol=linear", "labels=[0.1]"]
+    records.write_json(made / STUDY, record)
+    study = load(made, [])
+    assert study.how("labels_10") == "labels_10 (linear, 10% of the labels)" and study.how("knn") == "knn"
+    for path in made.glob("*/*/*/evaluate/labels_10.json"):
+        records.write_json(path, records.read_json(path) | {"protocol": "linear"})
+    assert "labels_10 (linear, 10% of the labels): Macro F1" in squeezed(page_of(tmp_path)[0])

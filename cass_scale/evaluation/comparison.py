@@ -12,9 +12,10 @@ from scipy.stats import rankdata
 from cass_scale.errors import DataError
 from cass_scale.evaluation.metrics import LOWER_IS_BETTER, Floats, shares
 from cass_scale.evaluation.predictions import Predictions
-from cass_scale.evaluation.statistics import LEVEL, Interval, holm, resample, sign_flips, units_of
+from cass_scale.evaluation.statistics import LEVEL, Interval, resample, sign_flips, units_of
 from cass_scale.evaluation.summary import Scoring, weighted
 from cass_scale.evaluation.weighted import Weighted
+from cass_scale.robustness import holm
 
 # Second names of a score: shown once, so that a table is not corrected for asking the same question twice.
 SYNONYMS = {False: {"micro_f1", "recall"}, True: {"official_f1", "official_recall"}}

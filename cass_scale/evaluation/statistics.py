@@ -157,12 +157,3 @@ def _apart(pooled: Sequence[Score], stays: Floats) -> dict[str, Floats]:
     a = _by_member(pooled, np.concatenate([stays, 1 - stays], axis=1))
     b = _by_member(pooled, np.concatenate([1 - stays, stays], axis=1))
     return {name: (a[name] - b[name]).mean(axis=0) for name in a}
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values corrected for being several (Holm 1979): the chance of any false finding stays under the level."""
-    order = np.argsort(p, kind="stable")
-    steps = np.asarray(p)[order] * (len(p) - np.arange(len(p)))
-    out = np.empty(len(p))
-    out[order] = np.minimum(1.0, np.maximum.accumulate(steps))
-    return [float(x) for x in out]

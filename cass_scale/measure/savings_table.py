@@ -243,7 +243,7 @@ def _paper(figures: JSON, sides: Sides) -> str:
     """The paper's Table 2 beside what the measured rates give for its sets."""
     runs = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.methods, *sides.recipes)]
     kept = [(name, one.mean(hours)) for name, one in runs if not one.why]
-    head = ["set of the paper", "training images", "DINO, hours", "CASS, hours", "saved"]
+    head = ["set of the paper", "images an epoch", "DINO, hours", "CASS, hours", "saved"]
     head += [f"here: {name}{' (all its runs)' if name in sides.recipes else ''}, hours" for name, _ in kept]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     images = published.training_images()

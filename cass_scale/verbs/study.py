@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cass_scale import dist, evidence, grid, hardware, records
+from cass_scale import dist, grid, hardware, records
 from cass_scale.checkpoint import StopSignal
 from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
@@ -137,7 +137,10 @@ def choose_slots(jobs: int | None, rows: Sequence[Row]) -> list[str | None]:
 def begin(
     folder: Path, study: JSON, rows: Sequence[Row], config: JSON, slots: Sequence[str | None], call: Call
 ) -> None:
-    """Write study.json: the plan, beside what it held before. Raises ConfigError when a row of it was another one."""
+    """Write study.json: the plan, beside what it held before; code and machine are in each run's own record.
+
+    Raises ConfigError when a row of it was another one.
+    """
     path = folder / STUDY
     fresh: JSON = {"rows": {}, "failed": {}, "started": records.now()}
     old = records.read_json(path) if path.exists() else fresh
@@ -158,8 +161,7 @@ def begin(
     records.write_json(path, old | about | {
         "schema": records.SCHEMA, "verb": "study", "command": call.command,
         "target": config["target"], "settings": list(study["settings"]), "protocols": list(study["protocols"]),
-        "rows": old["rows"] | new, "jobs_per_device": sharing, "git": records.git_state(),
-        "versions": records.versions(evidence.PACKAGES), "machine": evidence.machine(), "finished": None,
+        "rows": old["rows"] | new, "jobs_per_device": sharing, "finished": None,
     })  # fmt: skip
 
 
@@ -199,6 +201,7 @@ def run_rows(
     failed: dict[str, str] = {}
     if len(left) < len(rows):
         console.say(f"{len(rows) - len(left)} rows were done before")
+        warn_of_other_code([folder / row.folder for row in rows if row.folder not in left], console)
 
     def ended(end: Ended) -> None:
         row = by_name[end.job.name]
@@ -225,6 +228,15 @@ def run_rows(
             raise Preempted(f"{stop.name}: rows under way have saved; the same command again continues the study")
     records.write_json(folder / STUDY, records.read_json(folder / STUDY) | {"finished": records.now()})
     return len(failed)
+
+
+def warn_of_other_code(done: Iterable[Path], console: Console) -> None:
+    """Say which finished rows are of another version of the code than those to come would be."""
+    now = records.git_state()["sha"]
+    shas = [(records.read(place).get("git") or {}).get("sha") for place in done]
+    if others := sorted({str(sha)[:12] for sha in shas if sha != now}):
+        number = sum(sha != now for sha in shas)
+        console.warn(f"{number} of them are of other code ({', '.join(others)}); this is {str(now)[:12]}")
 
 
 def eta(left: Iterable[str], rows: Mapping[str, Row], took: Iterable[tuple[Shape, float]], slots: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from cass_scale.evaluation import statistics as module
-from cass_scale.evaluation.statistics import Resampled, bca, holm, over_seeds, resample, sign_flips, units_of
+from cass_scale.evaluation.statistics import Resampled, bca, over_seeds, resample, sign_flips, units_of
 
 
 def mean_of(values: np.ndarray):
@@ -149,10 +149,3 @@ def test_no_difference_is_no_evidence_and_an_undefined_score_has_no_p() -> None:
     assert sign_flips([pooled(a, a)], alone(20), replicates=99, seed=0)["mean"] == 1
     undefined = [lambda weights: {"auc": np.full(len(weights), np.nan)}]
     assert sign_flips(undefined, alone(20), replicates=9, seed=0) == {}
-
-
-def test_holm() -> None:
-    """The example of Holm's own procedure: smallest p times 4, then 3, 2, 1, never falling."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
