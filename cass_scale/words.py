@@ -23,13 +23,31 @@ SHORT = {  # verb -> key as a person writes it -> key in full
     | {key: f"bench.{key}" for key in ("arms", "method", "target")},
     "study": {"name": "study"},
 }
+BARE = {  # verb, or a choice -> what words without a key mean there, one after the other
+    "bench": ("bench",),
+    "bench=compare": ("bench.a", "bench.b"),
+    "study": ("study",),
+    "compare": ("A", "B"),
+}
 
 
 def written_out(verb: str, words: Iterable[str]) -> list[str]:
-    """Words with their keys in full: `name=loaders` of bench is `bench=loaders`."""
+    """Words with their keys in full: `name=loaders` of bench is `bench=loaders`, and so is `loaders` alone."""
     short = SHORT.get(verb, {})
     keyed = [(word, *word.partition("=")) for word in words]
-    return [f"{short[key]}={value}" if key in short else word for word, key, _, value in keyed]
+    whole = [f"{short[key]}={value}" if key in short else word for word, key, _, value in keyed]
+    whole = _with_keys(whole, BARE.get(verb, ()))
+    return _with_keys(whole, [key for word in whole for key in BARE.get(word, ())])
+
+
+def _with_keys(words: list[str], keys: Iterable[str]) -> list[str]:
+    """Words that lack a key, with the next of `keys` that nobody gives; further ones stay as they are."""
+    given = {word.partition("=")[0] for word in words}
+    free = iter([key for key in keys if key not in given])
+    bare = (not ("=" in word or word.startswith("~")) for word in words)
+    return [
+        f"{key}={word}" if lacks and (key := next(free, "")) else word for word, lacks in zip(words, bare, strict=True)
+    ]
 
 
 def with_arms(words: list[str], groups: Iterable[str]) -> list[str]:

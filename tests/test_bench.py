@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cass_scale import bench, records
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.evidence import Finding
-from cass_scale.measure import loaders
-from cass_scale.measure.turns import failed, in_turns, ratio, spread
+from cass_scale.measure import costs, loaders, savings, step, turns
+from cass_scale.measure.turns import UNFINISHED, end_of, failed, in_turns, ratio, spread, told
 from tests.short_runs import pictures
 
 STAYS = """
@@ -31,6 +33,7 @@ def side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_broken_side.py").write_text("raise SystemExit('no such loader')")
     told = "print('{\"error\": \"rank 1: no room\"}'); raise SystemExit('a report of the launcher')"
     (tmp_path / "a_side_that_tells.py").write_text(told)
+    (tmp_path / "a_slow_side.py").write_text("import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
@@ -57,6 +60,26 @@ def test_sides_that_stay_are_started_once_and_leave_at_the_end(side: None) -> No
     assert [result["turn"] for result in found["stays"]] == [0, 1, 2] and not Path(f"/proc/{process}").exists()
     assert len(found["leaves"]) == 2 and failed(found["leaves"]) == "out of memory"
     assert len(found["bad"]) == 1 and failed(found["bad"]) == "no such loader"
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_at_the_end_of_its_time_a_side_is_stopped_and_the_others_are_kept(side: None, stay: bool) -> None:
+    """The second side would take a minute: the first is there, and the two that are not are told."""
+    names = {"quick": ["a_staying_side", "stays"], "slow": ["a_slow_side"], "not begun": ["a_staying_side", "stays"]}
+    names |= {} if stay else {"quick": ["one_side", "quick"]}
+    begun = time.monotonic()
+    found = in_turns(names, 2, lambda text: None, stay=stay, until=end_of(3))
+    assert time.monotonic() - begun < 30
+    assert len(found["quick"]) == 1 and not failed(found["quick"])
+    assert told(found["slow"]) == told(found["not begun"]) == "unfinished: its time was up"
+
+
+def test_only_whole_turns_count_when_time_is_up() -> None:
+    one, late, broken = {"x": 1}, dict(UNFINISHED), {"error": "no room"}
+    found = turns._whole_turns({"a": [one] * 3, "b": [one, one, late], "c": [one, broken]})
+    assert found == {"a": [one] * 2, "b": [one] * 2, "c": [one, broken]}
+    assert turns._whole_turns({"a": [one, late], "b": [late], "c": []}) == {"a": [one], "b": [late], "c": []}
+    assert told([broken]) == "failed: no room" and told([one]) == ""
 
 
 def test_ratio_is_taken_turn_by_turn() -> None:
@@ -122,3 +145,27 @@ def test_table_and_legend_come_from_the_figures() -> None:
     assert "ffcv_raw / ffcv_raw_loader, 1 workers: 1.00" in loaders.legend(figures)  # type: ignore[arg-type]
     few = {key: figures[key] for key in ("folder/1", "dali/1")}
     assert len(loaders.table(few, 1).splitlines()) == 4 and loaders.legend(few) == ""  # type: ignore[arg-type]
+
+
+def test_a_dry_run_checks_every_side_and_says_what_each_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (step, savings):
+        monkeypatch.setattr(module, "in_turns", lambda *_, **__: pytest.fail("nothing may start"))
+    monkeypatch.setattr(costs, "matrix_product", lambda device, dtype: 1e12)
+    small = ["bench.words=['arms.image_size=32','arms.global_size=32','arms.local_size=16']", "bench.steps=4"]
+    words = [*small, "bench.only=[plain,fp16]", "bench.batch_sizes=[2,4]", "bench.cuda_only=[]"]
+    found = bench("step", *words, dry_run=True)["sides"]
+    able = torch.cuda.is_available()
+    assert list(found) == ["plain/2", "plain/4", *(["fp16/2"] if able else [])]
+    flops, seconds = found["plain/4"]["flops_per_image"], found["plain/4"]["seconds"]
+    assert flops > 1e6 and seconds == pytest.approx((3 + 4) * 4 * flops / 1e12)
+    data = pictures(tmp_path / "set", 12)
+    words = [*small, f"data.path={data}", "bench.recipes=[dino_small]", "bench.methods=[cass]", "bench.batch=4"]
+    found = bench("savings", *words, "bench.turns=2", dry_run=True)["sides"]
+    assert list(found) == ["cass", "dino_small/cnn", "dino_small/vit"] and all(one["seconds"] for one in found.values())
+    with pytest.raises(ConfigError, match=r"method=dino_smal: no such choice"):
+        bench("savings", *words[:3], "bench.recipes=[dino_smal]", dry_run=True)
+
+
+def test_seconds_of_a_side_are_those_that_its_steps_may_take() -> None:
+    assert costs.seconds(1.0, {"turns": 2, "warmup": 3, "steps": 20, "seconds": 5}) == 2 * (3 + 5)
+    assert costs.seconds(4.0, {"turns": 1, "warmup": 1, "steps": 20, "seconds": 5}) == 4 + 3 * 4

@@ -26,7 +26,7 @@ def record(folder: Path, figures: Any, **fields: Any) -> Path:
 def test_a_change_inside_the_spread_is_noise_and_one_outside_is_not(tmp_path: Path) -> None:
     a = record(tmp_path / "a", {"fast": [1.0, 1.1, 1.2], "slow": [5.0, 5.1, 5.2], "size": 7, "gone": 1})
     b = record(tmp_path / "b", {"fast": [1.15, 1.05, 1.3], "slow": [4.0, 4.1, 4.2], "size": 8})
-    made = bench("name=compare", f"a={a}", f"b={b}", quiet=True)
+    made = bench("compare", str(a), str(b), quiet=True)
     found = {row["figure"]: row["verdict"] for row in made["figures"]}
     assert found == {"slow": "lower", "size": "one value", "gone": "one value", "fast": "noise"}
     assert next(iter(found)) == "slow", "changes come first"

@@ -52,6 +52,12 @@ def test_one_run_arrives_with_its_last_arm_and_runs_of_a_recipe_add_up() -> None
     assert "| cass | dino | 66.7% | 66.7% | 77.8% |" in text
 
 
+def test_supervised_has_hours_beside_them_and_no_savings() -> None:
+    both = runs([0.2, 0.85], [0.2, 0.5, 0.8]) | {"supervised": {"0": [look(0, 0.3, 0.3), look(1.5, 0.9, 0.9)]}}
+    text = table(target(both), ["cass"], ["dino"], ["cnn", "vit"], ["supervised"])
+    assert "| supervised | 1.5 | 1.5 | 1.5 | 1 |" in text and text.count("supervised") == 1
+
+
 def test_who_never_arrives_has_no_ratio() -> None:
     text = lines(runs([0.2, 0.85], [0.2, 0.5, 0.79]))
     assert "| dino | 3 | never (best 0.790) | never (best 0.790) | 2.5 |" in text

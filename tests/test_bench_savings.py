@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cass_scale import bench
+from cass_scale.cli import build, compose_config
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.measure import savings, savings_page, step
 from cass_scale.measure.savings_table import Sides, cost, hours, saving, tables
+from cass_scale.measure.savings_table import rows as lines
+from cass_scale.measure.turns import UNFINISHED
 from cass_scale.types import JSON
 from tests.short_runs import pictures
 
 SIDES = Sides(("cass",), ("dino_paper",), ("cnn", "vit"), {})
 OPTIONS: JSON = {"turns": 3, "words": [], "watts": None, "price_per_hour": None, "grid_kg_per_kwh": None}
-OPTIONS |= {"arms": "tiny", "batch": 10}
+OPTIONS |= {"arms": "tiny", "batch": 10, "labelled": []}
 SMALL = (
     "name=savings", "arms=tiny", "bench.methods=[cass]", "bench.recipes=[dino_small]", "bench.batch=4", "bench.turns=1",
     "bench.steps=3", "bench.warmup=1",
@@ -62,15 +67,14 @@ def test_noise_of_the_turns_widens_the_interval_and_two_turns_have_none() -> Non
     assert noisy and noisy[0].interval and noisy[0].interval[1] - noisy[0].interval[0] > 0.3
     few = figures([3.0, 4.0], [5.0, 4.0], [4.0, 5.0])
     assert "2 turns: an interval needs 3" in tables(few, SIDES, OPTIONS | {"turns": 2})
+    assert "2 turns of 3, then time was up. 2 turns: an interval needs 3" in tables(few, SIDES, OPTIONS)
 
 
 def test_the_tables_say_measured_counted_and_published() -> None:
     text = tables(figures([3.6] * 3, [3.6] * 3, [7.2] * 3), SIDES, OPTIONS)
-    assert (
-        "| **cass**, all arms | 2.78 (2.78 to 2.78) | 100 (100 to 100) | 3 | 0.00833 | 10.0 % | 20.0 % | 10.0 % | 2.0 |"
-        in text
-    )
-    assert "| dino_paper, 2 runs | 0.93 (0.93 to 0.93) | 300 (300 to 300) | 8 | 0.00741 |" in text
+    row = "| **cass**, all arms | 9 | 2.78 (2.78 to 2.78) | 100 (100 to 100) | 3 | 0.00833 |"
+    assert f"{row} 10.0 % | 20.0 % | 10.0 % | 2.0 |" in text
+    assert "| dino_paper, 2 runs | 9 + 9 | 0.93 (0.93 to 0.93) | 300 (300 to 300) | 8 | 0.00741 |" in text
     assert "| cass | dino_paper, all 2 runs | 66.7% (66.7% to 66.7%) | 62.5% | +4.2 |" in text
     assert "| cass | dino_paper, cnn alone | 0.0% (0.0% to 0.0%) | 25.0% | \N{MINUS SIGN}25.0 |" in text
     assert "More than 10 points apart: cass against dino_paper, cnn (0.75 times its FLOP/s)" in text
@@ -102,6 +106,54 @@ def test_a_side_that_fails_is_told_and_its_savings_are_left_out() -> None:
     )
 
 
+def test_a_side_that_was_not_reached_in_time_is_told() -> None:
+    found = figures([3.6], [3.6], [7.2])
+    found["sides"]["dino_paper/vit"] = [dict(UNFINISHED)]
+    text = tables(found, SIDES, OPTIONS)
+    assert "| dino_paper, vit | unfinished: its time was up | |" in text
+    assert "| dino_paper, 2 runs | unfinished: its time was up | |" in text
+    assert "| cass | dino_paper, cnn alone |" in text and "all 2 runs" not in text
+    none = found | {"sides": {name: [dict(UNFINISHED)] for name in found["sides"]}}
+    assert "No side ran." in tables(none, SIDES, OPTIONS)
+    assert "savings.html" in savings_page.page("How much?", none, SIDES, OPTIONS, print)
+
+
+def test_supervised_has_rows_and_nothing_is_saved_against_it() -> None:
+    sides = replace(SIDES, labelled=("supervised",))
+    found = figures([3.6] * 3, [3.6] * 3, [7.2] * 3)
+    found["sides"]["supervised"] = [result(3.0, 2e9)] * 3
+    text = tables(found, sides, OPTIONS)
+    assert "| supervised, all arms, with labels | 9 | 3.33 (3.33 to 3.33) | 83.3 (83.3 to 83.3) | 2 |" in text
+    assert (
+        "here: supervised, hours |" in text and "| cass | supervised" not in text and "| supervised | dino" not in text
+    )
+
+
+def test_a_cnn_of_dino_is_trained_as_its_authors_train_resnets(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "set", 12)
+    words = [word for word in SMALL if "recipes" not in word]
+    config = compose_config("bench", [*words, "bench.recipes=[dino,dino_small]", f"data.path={data}"])
+    sides, _ = savings.prepare(config, build)
+    methods = {name: one["method"]["name"] for name, one in sides.configs.items()}
+    assert methods == {
+        "cass": "cass", "dino/cnn": "dino_resnet", "dino/vit": "dino",
+        "dino_small/cnn": "dino_small", "dino_small/vit": "dino_small",
+    }  # fmt: skip
+    assert sides.configs["dino/cnn"]["optim"]["name"] == "sgd" and sides.configs["dino/vit"]["optim"]["name"] == "adamw"
+    assert "dino, cnn (dino_resnet)" in dict(lines(sides))
+
+
+def test_supervised_is_a_side_where_images_have_labels(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b", "c"):
+        pictures(tmp_path / "set" / name, 6)
+    config = compose_config("bench", [*SMALL, f"data.path={tmp_path / 'set'}", "bench.images=8"])
+    sides, _ = savings.prepare(config, build)
+    assert sides.names()[1] == "supervised" and sides.configs["supervised"]["arms"]["vit"]["outputs"] == 3
+    job = {"config": sides.configs["supervised"], "steps": 3, "warmup": 1, "seconds": 9.0, "images": 8}
+    assert len(step.child(job)["times"]) == 3
+
+
 def test_the_page_has_bars_and_a_point_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
     found = figures([3.6] * 3, [3.6] * 3, [7.2] * 3)
     page = savings_page.page("How much?", found, SIDES, OPTIONS, print)["savings.html"]
@@ -112,9 +164,11 @@ def test_the_page_has_bars_and_a_point_per_run(monkeypatch: pytest.MonkeyPatch) 
     assert savings_page.page("How much?", found, SIDES, OPTIONS, said.append) == {} and "cass-scale[report]" in said[0]
 
 
-def here(sides: dict[str, list[str]], turns: int, say: Callable[[str], None], *, stay: bool) -> dict[str, list[JSON]]:
+def here(
+    sides: dict[str, list[str]], turns: int, say: Callable[[str], None], *, stay: bool, until: float
+) -> dict[str, list[JSON]]:
     """In place of processes: every side once, in this one."""
-    assert stay
+    assert stay and until == math.inf
     return {name: [step.child(json.loads(words[1]))] * turns for name, words in sides.items()}
 
 

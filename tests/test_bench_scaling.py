@@ -134,7 +134,7 @@ def options(**keys: Any) -> JSON:
 
 
 def test_every_parameter_says_where_it_comes_from() -> None:
-    measured = NOTHING | {"mfu": 0.5, "card": "NVIDIA H100", "within.alpha_us": 7.0}
+    measured = NOTHING | {"mfu": 0.5, "card": "NVIDIA H100 80GB HBM3", "within.alpha_us": 7.0}
     found = parameters(options(overlap=0.25), COST, measured)
     origins = {key: one.origin for key, one in found.items()}
     assert found["overlap"].value == 0.25 and origins["overlap"] == origins["batch"] == "given"

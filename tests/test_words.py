@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cass_scale.cli import compose_config
-from cass_scale.words import flatten, literal_path
+from cass_scale.errors import ConfigError
+from cass_scale.words import flatten, literal_path, written_out
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,24 @@ def test_python_values_become_overrides() -> None:
     assert config["arms"]["cnn"]["mean"] == [0.5, 0.25, 1.0]
     assert config["arms"]["cnn"]["args"]["layers"] == list(range(40)) and config["data"]["noise"] is True
     assert compose_config("evaluate", flatten({"arm": ["cnn", "vit"]}))["arm"] == ["cnn", "vit"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "full"),
+    [
+        ("bench", ["compare", "OLD", "NEW"], ["bench=compare", "bench.a=OLD", "bench.b=NEW"]),
+        ("bench", ["name=compare", "OLD", "b=NEW"], ["bench=compare", "bench.a=OLD", "bench.b=NEW"]),
+        ("bench", ["arms=tiny", "step"], ["bench.arms=tiny", "bench=step"]),
+        ("bench", ["step", "compile"], ["bench=step", "compile"]),
+        ("study", ["batch_size", "preset=quick"], ["study=batch_size", "preset=quick"]),
+        ("compare", ["runs/cass", "runs/dino"], ["A=runs/cass", "B=runs/dino"]),
+        ("pretrain", ["~seed", "small"], ["~seed", "small"]),
+    ],
+)
+def test_words_without_a_key_mean_what_the_verb_has_for_them(verb: str, words: list[str], full: list[str]) -> None:
+    assert written_out(verb, words) == full
+
+
+def test_a_word_too_many_is_told() -> None:
+    with pytest.raises(ConfigError, match="compile: not an override; write key=value"):
+        compose_config("bench", ["step", "compile"])

@@ -11,7 +11,8 @@ import torch
 
 from cass_scale import dist
 from cass_scale.errors import TooLarge
-from cass_scale.measure.step import Stepper, counted, finish
+from cass_scale.measure.costs import counted
+from cass_scale.measure.step import Stepper, finish
 from cass_scale.measure.turns import answer
 from cass_scale.types import JSON
 from cass_scale.verbs import wire

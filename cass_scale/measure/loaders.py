@@ -22,7 +22,7 @@ from cass_scale.data.plan import Plan
 from cass_scale.errors import ConfigError, DataError
 from cass_scale.evidence import Finding
 from cass_scale.measure import rivals
-from cass_scale.measure.turns import failed, in_turns, ratio, spread
+from cass_scale.measure.turns import end_of, failed, in_turns, ratio, spread, told
 from cass_scale.types import JSON, Stream
 from cass_scale.verbs.wire import Build, choose_device
 
@@ -73,7 +73,7 @@ def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
             job = {"side": name, "path": str(forms[SIDES[name].kind]), "workers": workers}
             job |= {key: options[key] for key in ("size", "batch", "epochs")}
             sides[f"{name}/{workers}"] = [__name__, json.dumps(job)]
-    figures = in_turns(sides, options["turns"], say)
+    figures = in_turns(sides, options["turns"], say, until=end_of(options["limit"]))
     images, size = min(len(manifest), options["images"]), options["size"]
     head = f"{images} images of {manifest.name} as uint8 [3, {size}, {size}], batches of {options['batch']}."
     tables = [table(figures, workers) for workers in options["workers"]]
@@ -183,8 +183,8 @@ def table(figures: dict[str, list[JSON]], workers: int) -> str:
         results = figures.get(f"{name}/{workers}", [])
         if not results:
             continue
-        if why := failed(results):
-            lines.append(f"| {side.shown} | failed: {why.replace('|', '/')} | | | | | | |")
+        if why := told(results):
+            lines.append(f"| {side.shown} | {why} | | | | | | |")
             continue
         share = "" if failed(beside) or not beside else f"{ratio(speeds(results), speeds(beside)):.2f}"
         memory = [result["epochs"][-1]["memory"] for result in results]

@@ -11,8 +11,13 @@ from cass_scale.claims import shown
 from cass_scale.types import JSON
 
 
-def table(target: JSON, methods: Sequence[str], recipes: Sequence[str], arms: Sequence[str]) -> str:
-    """Per protocol: hours of every side, per arm and of all arms, and what each method saves against each recipe."""
+def table(
+    target: JSON, methods: Sequence[str], recipes: Sequence[str], arms: Sequence[str], labelled: Sequence[str] = ()
+) -> str:
+    """Per protocol: hours of every side, per arm and of all arms, and what each method saves against each recipe.
+
+    labelled: sides that train all arms in one run, as methods do; they have hours and no savings.
+    """
     head = (
         f"Hours to {target['metric']} {target['target']:g} on held-back images: training alone, looked at every "
         f"{target['every']:.4g} steps of at most {target['steps']} (epochs: {target['epochs']}); evaluation is off the "
@@ -20,7 +25,8 @@ def table(target: JSON, methods: Sequence[str], recipes: Sequence[str], arms: Se
     )
     parts = [head]
     for protocol in target["protocols"]:
-        parts += [_hours(target, protocol, methods, recipes, arms), _saved(target, protocol, methods, recipes, arms)]
+        parts += [_hours(target, protocol, (*methods, *labelled), recipes, arms)]
+        parts += [_saved(target, protocol, methods, recipes, arms)]
     return "\n\n".join(parts)
 
 

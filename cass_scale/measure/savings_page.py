@@ -59,6 +59,6 @@ def _savings(figures: JSON, sides: Sides) -> list[JSON]:
 
 def _points(figures: JSON, sides: Sides) -> list[charts.Cost]:
     """What it takes to train all arms, by every method and recipe."""
-    known = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.methods, *sides.recipes)]
+    known = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.whole, *sides.recipes)]
     found = [(name, one.flops * 1e6, one.mean(hours)) for name, one in known if not one.why]
     return [(name, flops, took.value, took.interval) for name, flops, took in found]

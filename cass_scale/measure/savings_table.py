@@ -11,7 +11,7 @@ from cass_scale import published, robustness
 from cass_scale.claims import MINUS, shown
 from cass_scale.grid import SEEDS_FOR_INTERVAL
 from cass_scale.measure import reach_table
-from cass_scale.measure.turns import failed, spread
+from cass_scale.measure.turns import failed, spread, told
 from cass_scale.robustness import Estimate, Floats
 from cass_scale.types import JSON
 
@@ -22,20 +22,29 @@ BOTH = "all"  # in place of an arm: the runs of a recipe together
 
 @dataclass(frozen=True)
 class Sides:
-    """What is timed: methods that train all arms in one run, recipes that train one arm a run; `configs` by side."""
+    """What is timed: methods that train all arms in one run, recipes that train one arm a run; `configs` by side.
+
+    labelled: train all arms in one run, too, by labels; rows beside the others, which nothing is saved against.
+    """
 
     methods: tuple[str, ...]
     recipes: tuple[str, ...]
     arms: tuple[str, ...]
     configs: dict[str, JSON]
+    labelled: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Those that train all arms in one run."""
+        return (*self.methods, *self.labelled)
 
     def names(self) -> list[str]:
         """Of all sides, `recipe/arm` for a recipe."""
-        return [*self.methods, *(name for recipe in self.recipes for name in self.of(recipe, BOTH))]
+        return [*self.whole, *(name for recipe in self.recipes for name in self.of(recipe, BOTH))]
 
     def of(self, name: str, arm: str) -> list[str]:
         """Sides that train an arm, or all, by a method or recipe."""
-        if name in self.methods:
+        if name in self.whole:
             return [name]
         return [f"{name}/{one}" for one in (self.arms if arm == BOTH else [arm])]
 
@@ -55,8 +64,8 @@ class Cost:
 
     @property
     def why(self) -> str:
-        """Why a side failed, else ''."""
-        return next(filter(None, map(failed, self.results)), "")
+        """Why a side has no figures, else ''."""
+        return next(filter(None, map(told, self.results)), "")
 
     def by_turn(self, value: Callable[[JSON], float]) -> Floats:
         """The sum over sides of a value per turn: [1, 1, turns], as `robustness.estimate` takes it."""
@@ -124,7 +133,18 @@ def rows(sides: Sides) -> Iterator[tuple[str, list[str]]]:
         yield f"**{method}**, all arms", [method]
     for recipe in sides.recipes:
         for arm in (*sides.arms, BOTH) if len(sides.arms) > 1 else sides.arms:
-            yield f"{recipe}, {f'{len(sides.arms)} runs' if arm == BOTH else arm}", sides.of(recipe, arm)
+            yield (
+                f"{recipe}, {f'{len(sides.arms)} runs' if arm == BOTH else _run(sides, recipe, arm)}",
+                sides.of(recipe, arm),
+            )
+    for name in sides.labelled:
+        yield f"{name}, all arms, with labels", [name]
+
+
+def _run(sides: Sides, recipe: str, arm: str) -> str:
+    """The arm, with what its configuration takes in place of the recipe."""
+    method = sides.configs.get(f"{recipe}/{arm}", {}).get("method", {}).get("name", recipe)
+    return arm if method == recipe else f"{arm} ({method})"
 
 
 def saving(figures: JSON, sides: Sides, method: str, recipe: str, arm: str) -> tuple[Estimate, float] | None:
@@ -141,7 +161,7 @@ def tables(figures: JSON, sides: Sides, options: JSON) -> str:
     parts = [_head(figures, sides, options), _costs(figures, sides, options), _savings(figures, sides)]
     parts += [_why(figures, sides), _paper(figures, sides)]
     if "target" in figures:
-        parts.append(reach_table.table(figures["target"], sides.methods, sides.recipes, sides.arms))
+        parts.append(reach_table.table(figures["target"], sides.methods, sides.recipes, sides.arms, sides.labelled))
     return "\n\n".join(filter(None, parts))
 
 
@@ -151,29 +171,35 @@ def _head(figures: JSON, sides: Sides, options: JSON) -> str:
     if one is None:
         return "No side ran."
     models = next((figures["sides"][name][0].get("models") for name in sides.methods), None) or one["models"]
-    told = (
+    asked, turns = options["turns"], max(len(side) for side in figures["sides"].values() if not failed(side))
+    about = (
         f"{' and '.join(models)} at {one['image_size']} px, batches of {one['batch']}, {one['precision']}, the same "
-        f"stream over {data['name']}{' (synthetic)' if data['synthetic'] else ''}, {options['turns']} turns"
+        f"stream over {data['name']}{' (synthetic)' if data['synthetic'] else ''}, {turns} turns"
+        f"{f' of {asked}, then time was up' if turns < asked else ''}"
     )
     words = f"; every side with {' '.join(options['words'])}" if options["words"] else ""
+    unlabelled = ", ".join(name for name in options["labelled"] if name not in sides.labelled)
+    left_out = f" Without labels there is no {unlabelled}." if unlabelled else ""
     intervals = "Intervals are 95 %, over turns, paired where two sides are compared."
-    few = f"{options['turns']} turns: an interval needs {SEEDS_FOR_INTERVAL}, so none is given."
-    return f"{told}{words}. {few if options['turns'] < SEEDS_FOR_INTERVAL else intervals}"
+    few = f"{turns} turns: an interval needs {SEEDS_FOR_INTERVAL}, so none is given."
+    return f"{about}{words}. {few if turns < SEEDS_FOR_INTERVAL else intervals}{left_out}"
 
 
 def _costs(figures: JSON, sides: Sides, options: JSON) -> str:
     extra = _factors(figures, options)
-    head = ["run", "images/s, median (range)", "device-hours per million images", "GFLOP per image", "TFLOP/s"]
+    head = ["run", "timed steps", "images/s, median (range)", "device-hours per million images"]
+    head += ["GFLOP per image", "TFLOP/s"]
     head += [*SHARES, "parameters, M", "peak memory, GiB", *(name for name, _ in extra)]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for words, names in rows(sides):
         one = cost(figures, names)
         if one.why:
-            lines.append(f"| {words} | failed: {one.why.replace('|', '/')} |" + " |" * (len(head) - 2))
+            lines.append(f"| {words} | {one.why} |" + " |" * (len(head) - 2))
             continue
         rates = (1 / one.by_turn(seconds)[0, 0]).tolist()
         cells = [
             words,
+            " + ".join(str(sum(len(turn["times"]) for turn in side)) for side in one.results),
             spread(rates, 2 if max(rates) < 100 else 0),
             shown(one.mean(hours), "{:.3g}"),
             f"{one.flops / 1e9:.4g}",
@@ -241,7 +267,7 @@ def _why(figures: JSON, sides: Sides) -> str:
 
 def _paper(figures: JSON, sides: Sides) -> str:
     """The paper's Table 2 beside what the measured rates give for its sets."""
-    runs = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.methods, *sides.recipes)]
+    runs = [(name, cost(figures, sides.of(name, BOTH))) for name in (*sides.whole, *sides.recipes)]
     kept = [(name, one.mean(hours)) for name, one in runs if not one.why]
     head = ["set of the paper", "images an epoch", "DINO, hours", "CASS, hours", "saved"]
     head += [f"here: {name}{' (all its runs)' if name in sides.recipes else ''}, hours" for name, _ in kept]

@@ -18,18 +18,18 @@ import torch
 
 from cass_scale import hardware, rng
 from cass_scale.backends.engine import Engine
-from cass_scale.cli import build, compose_config
+from cass_scale.cli import build
+from cass_scale.console import Console
 from cass_scale.data.manifest import Manifest
 from cass_scale.data.pixels import fits
 from cass_scale.data.plan import Plan
-from cass_scale.errors import ConfigError
-from cass_scale.estimate import Estimate
 from cass_scale.evidence import Finding
 from cass_scale.machine import cpu_name
-from cass_scale.measure import peaks
+from cass_scale.measure import costs, peaks, variants
+from cass_scale.measure.costs import counted
 from cass_scale.measure.energy import Energy
 from cass_scale.measure.steps_table import OVER, as_csv, predictions, table
-from cass_scale.measure.turns import in_turns
+from cass_scale.measure.turns import end_of, in_turns
 from cass_scale.meter import Meter, peak_memory
 from cass_scale.train import update
 from cass_scale.types import JSON, Batch, Progress, Stream
@@ -45,41 +45,30 @@ SPANS = ("data", "views", "step", "after")  # of the meter; after: the method's 
 def run(config: JSON, build: Build, say: Callable[[str], None]) -> Finding:
     """Every batch size with the first variant, every variant with the first batch size; in turns."""
     options, limits = config["bench"], hardware.read(config["hardware"])
-    sizes, variants = options["batch_sizes"], chosen(options)
-    first, *others = variants
-    pairs = [(first, size) for size in sizes] + [(name, sizes[0]) for name in others]
-    common = [f"arms={options['arms']}", f"method={options['method']}", *options["words"]]
-    common += emulation.words(config["hardware"])
-    plain = compose_config("pretrain", [*common, f"train.batch_size={sizes[0]}"])
-    hardware.require(plain["hardware"], plain["train"]["precision"], "train.precision")
-    composed = {
-        pair: compose_config("pretrain", [*common, f"train.batch_size={pair[1]}", *variants[pair[0]]]) for pair in pairs
+    until = end_of(options["limit"])
+    sides = variants.compose(config, build)
+    jobs = {
+        name: side(one, options, **({"images": options["images"]} if OVER in name else {}))
+        for name, one in sides.configs.items()
+        if name not in sides.wrong
     }
-    sides = {f"{name}/{size}": side(one, options) for (name, size), one in composed.items()}
-    if config["data"].get("path"):
-        seen = composed[pairs[0]] | {"data": config["data"]}
-        sides[f"{first}{OVER}/{sizes[0]}"] = side(seen, options, images=options["images"])
-    figures = {"peaks": measured_peaks(say), "sides": in_turns(sides, options["turns"], say)}
+    peak, timed = measured_peaks(say), in_turns(jobs, options["turns"], say, until=until)
+    wrong = {name: [{"error": why}] for name, why in sides.wrong.items()}
+    figures = {"peaks": peak, "sides": {name: (timed | wrong)[name] for name in sides.configs}}
     if options["memory_gib"]:
         gib = min(options["memory_gib"], limits.memory / 2**30) if limits else options["memory_gib"]
-        own = {name: compose_config("pretrain", [*common, *variants[name]]) for name in (first, *options["fit"])}
-        jobs = {name: [FIT, json.dumps({"config": one, "memory": int(gib * 2**30)})] for name, one in own.items()}
-        figures["fit"] = {"memory_gib": gib, "sides": in_turns(jobs, 1, say)}
+        fits = {name: [FIT, json.dumps({"config": one, "memory": int(gib * 2**30)})] for name, one in sides.fit.items()}
+        figures["fit"] = {"memory_gib": gib, "sides": in_turns(fits, 1, say, until=until)}
     if limits:
-        rows = predictions(limits, figures)
+        rows, plain = predictions(limits, figures), next(iter(sides.configs.values()))
         figures["predicted"] = {"card": limits.card, "differs": emulation.differs(plain), "rows": rows}
     return Finding(QUESTION, table(figures), figures, {"step.csv": as_csv(figures)})
 
 
-def chosen(options: JSON) -> dict[str, list[str]]:
-    """The variants that are asked for and that the device can run. Raises ConfigError for a name that is none."""
-    variants = options["variants"]
-    if unknown := ", ".join(set(options["only"] or ()) - set(variants)):
-        raise ConfigError(f"bench.only: there is no variant {unknown}; there are {', '.join(variants)}")
-    skipped = () if torch.cuda.is_available() else options["cuda_only"]
-    return {
-        name: words for name, words in variants.items() if name in (options["only"] or variants) if name not in skipped
-    }
+def dry_run(config: JSON, build: Build, console: Console) -> JSON:
+    """Check everything that `run` checks, and show what each side would take; starts nothing."""
+    sides = variants.compose(config, build)
+    return costs.show(sides.configs, sides.wrong, config["bench"], console)
 
 
 def side(config: JSON, options: JSON, **more: Any) -> list[str]:
@@ -91,14 +80,12 @@ def measured_peaks(say: Callable[[str], None]) -> JSON:
     """Of this device: name, datasheet, FLOP/s of matrix products per precision, and bytes/s of a copy."""
     device = wire.choose_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    dtypes |= {"fp16": torch.float16} if device.type == "cuda" else {}
     card = peaks.datasheet(name)
     found: JSON = {
         "name": name,
         "source": card.source if card else None,
         "datasheet": {key: peaks.peak(name, key) for key in ("fp32", "tf32", "fp16", "bf16")},
-        "matrix_product": {key: peaks.matrix_product(device, dtype) for key, dtype in dtypes.items()},
+        "matrix_product": peaks.matrix_products(device),
         "copy": peaks.copying(device),
     }
     products = ", ".join(f"{key} {value / 1e12:.2f}" for key, value in found["matrix_product"].items())
@@ -242,13 +229,6 @@ def finish(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def counted(config: JSON, batch: int) -> Estimate:
-    """FLOPs and memory of the whole step, on the meta device."""
-    device, limits = wire.choose_device(config["train"]["device"]), hardware.read(config["hardware"])
-    width = 2 if hardware.resolve(limits, config["train"]["precision"], device).autocast_dtype else 4
-    return wire.cost(config, build, settings.arm_specs(config), batch, width)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from statistics import median
 
 from cass_scale import published
 from cass_scale.hardware import Limits
-from cass_scale.measure.turns import failed, spread
+from cass_scale.measure.turns import failed, spread, told
 from cass_scale.page import hours
 from cass_scale.types import JSON
 from cass_scale.verbs.emulation import predicted
@@ -18,6 +18,8 @@ COLUMNS = (
     "param_count", "precision", "gflop_per_sample", "mfu_datasheet", "mfu_measured", "peak_memory_gib",
     "joule_per_sample", "data_wait",
 )  # fmt: skip
+FEW = "\\*"  # an asterisk that markdown leaves alone
+ENOUGH = 20  # timed steps of a row, else it is marked
 OVER = (
     ", over data.path"  # end of the name of a side whose images come from a stream; those of others lie on the device
 )
@@ -57,14 +59,15 @@ def table(figures: JSON) -> str:
         "| MFU, measured peak | waiting for data | peak memory, GiB | J per image | warm-up, s |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows(figures):
+    found = rows(figures)
+    for row in found:
         rates = [row["train_batch_size"] / seconds for seconds in row["times"]]
         cells = [
             row["variant"],
             str(row["train_batch_size"]),
             row["precision"],
             spread(rates, 2 if max(rates) < 100 else 0),
-            str(len(rates)),
+            f"{len(rates)}{FEW if _few(row) else ''}",
             _percent(row["mfu_datasheet"]),
             _percent(row["mfu_measured"]),
             "" if row["data_wait"] is None else f"{100 * row['data_wait']:.1f} %",
@@ -74,9 +77,14 @@ def table(figures: JSON) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for key, results in figures["sides"].items():
-        if why := failed(results):
-            lines.append(f"| {key.replace('/', ' | ')} | failed: {why.replace('|', '/')} | | | | | | | | |")
-    return "\n".join([*lines, "", _peaks(figures["peaks"]), *_fit(figures.get("fit")), *_predicted(figures)])
+        if why := told(results):
+            lines.append(f"| {key.replace('/', ' | ')} | {why} | | | | | | | | |")
+    few = ["", f"{FEW} fewer than {ENOUGH} timed steps: an indication only."] if any(map(_few, found)) else []
+    return "\n".join([*lines, *few, "", _peaks(figures["peaks"]), *_fit(figures.get("fit")), *_predicted(figures)])
+
+
+def _few(row: JSON) -> bool:
+    return len(row["times"]) < ENOUGH
 
 
 def _percent(share: float | None) -> str:
@@ -94,7 +102,7 @@ def _fit(fit: JSON | None) -> list[str]:
     if fit is None:
         return []
     found = [
-        f"{name} {failed(results) or '{batch} ({how})'.format(**results[0])}" for name, results in fit["sides"].items()
+        f"{name} {told(results) or '{batch} ({how})'.format(**results[0])}" for name, results in fit["sides"].items()
     ]
     return ["", f"Largest batch in {fit['memory_gib']:.4g} GiB: {', '.join(found)}."]
 

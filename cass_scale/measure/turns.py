@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -18,33 +21,66 @@ from cass_scale.types import JSON
 TAIL = 400  # characters of a failed side's last words
 
 
+UNFINISHED: JSON = {"error": "its time was up", "unfinished": True}
+NEVER = math.inf  # on the clock of time.monotonic
+
+
+def end_of(seconds: float | None) -> float:
+    """When so many seconds from now are over, on the clock of time.monotonic; None: never."""
+    return NEVER if seconds is None else time.monotonic() + seconds
+
+
 def in_turns(
-    sides: Mapping[str, Sequence[str]], turns: int, say: Callable[[str], None], *, stay: bool = False
+    sides: Mapping[str, Sequence[str]],
+    turns: int,
+    say: Callable[[str], None],
+    *,
+    stay: bool = False,
+    until: float = NEVER,
 ) -> dict[str, list[JSON]]:
     """Run every side once a turn, in an order that alternates; a side is what follows `python -m`.
 
     Each prints one JSON object as its last line. One that fails is `{"error": why}`, as it printed it, else with its
     last words; it is not tried again. With `stay` a side is started in its first turn only, and prints an object for
-    every line it reads.
+    every line it reads. At `until` the side under way is stopped: whole turns count, and when there is none, the sides
+    that it lacks are UNFINISHED.
     """
     found: dict[str, list[JSON]] = {name: [] for name in sides}
     with ExitStack() as stack:
         asks: dict[str, Callable[[], JSON]] = {
-            name: stack.enter_context(staying(words)) if stay else partial(answer, words)
+            name: stack.enter_context(staying(words, until)) if stay else partial(answer, words, until)
             for name, words in sides.items()
         }
         for turn in range(turns):
             for name in sorted(sides, reverse=bool(turn % 2), key=list(sides).index):
-                if not any("error" in result for result in found[name]):
-                    found[name].append(asks[name]())
+                if not failed(found[name]):
+                    found[name].append(asks[name]() if time.monotonic() < until else dict(UNFINISHED))
                     say(f"turn {turn + 1}/{turns}  {name}: {found[name][-1].get('error', 'done')}")
-    return found
+    return _whole_turns(found)
 
 
-def answer(words: Sequence[str]) -> JSON:
+def _whole_turns(found: dict[str, list[JSON]]) -> dict[str, list[JSON]]:
+    """As many turns of each as all have finished, but one at least: turns are paired. What failed stays as it is."""
+    late = [len(results) - 1 for results in found.values() if results and results[-1].get("unfinished")]
+    if not late:
+        return found
+    whole = max(1, min(late))
+    return {
+        name: results if failed(results) and not results[-1].get("unfinished") else results[:whole]
+        for name, results in found.items()
+    }
+
+
+def answer(words: Sequence[str], until: float = NEVER) -> JSON:
     """What `python -m` with these words prints as its last line; it gets SIGTERM when this process is killed."""
     command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=leave_with_parent)
+    left = None if until == NEVER else max(0.0, until - time.monotonic())
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, preexec_fn=leave_with_parent, timeout=left
+        )
+    except subprocess.TimeoutExpired:
+        return dict(UNFINISHED)
     if done.returncode == 0 and (lines := done.stdout.strip().splitlines()):
         try:
             result: JSON = json.loads(lines[-1])
@@ -61,8 +97,11 @@ def _last_words(shown: str, said: str, code: int) -> JSON:
 
 
 @contextmanager
-def staying(words: Sequence[str]) -> Iterator[Callable[[], JSON]]:
-    """Asks a process for an object, again and again; it starts when first asked and ends with the context."""
+def staying(words: Sequence[str], until: float = NEVER) -> Iterator[Callable[[], JSON]]:
+    """Asks a process for an object, again and again; it starts when first asked and ends with the context.
+
+    It is killed when it is asked beyond `until`.
+    """
     started: list[subprocess.Popen[str]] = []
     with TemporaryFile("w+", errors="replace") as said, ExitStack() as alive:
 
@@ -78,23 +117,53 @@ def staying(words: Sequence[str]) -> Iterator[Callable[[], JSON]]:
                 )
                 started.append(alive.enter_context(process))
             (process,) = started
-            assert process.stdin and process.stdout
-            with suppress(BrokenPipeError):  # it has ended: there will be no line to read either
-                os.write(process.stdin.fileno(), b"\n")  # its buffer would be flushed once more at the end
-            for line in process.stdout:
-                if line.startswith("{"):  # libraries may print as well
-                    result: JSON = json.loads(line)
+            with _killed_at(until, process):
+                if result := _next_object(process):
                     return result
-            code = process.wait()
+                code = process.wait()
+            if time.monotonic() >= until:
+                return dict(UNFINISHED)
             said.seek(0)
             return _last_words("", said.read(), code)
 
         yield ask
 
 
+@contextmanager
+def _killed_at(until: float, process: subprocess.Popen[str]) -> Iterator[None]:
+    if until == NEVER:
+        yield
+        return
+    timer = threading.Timer(max(0.0, until - time.monotonic()), process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _next_object(process: subprocess.Popen[str]) -> JSON | None:
+    """What it prints when asked by an empty line; None when it has ended."""
+    assert process.stdin and process.stdout
+    with suppress(BrokenPipeError):  # it has ended: there will be no line to read either
+        os.write(process.stdin.fileno(), b"\n")  # its buffer would be flushed once more at the end
+    for line in process.stdout:
+        if line.startswith("{"):  # libraries may print as well
+            result: JSON = json.loads(line)
+            return result
+    return None
+
+
 def failed(results: Sequence[JSON]) -> str:
     """Why a side failed, else ''."""
     return next((str(result["error"]) for result in results if "error" in result), "")
+
+
+def told(results: Sequence[JSON]) -> str:
+    """For a cell of a table, what became of a side that has no figures; '' when it has."""
+    why = failed(results)
+    unfinished = any(result.get("unfinished") for result in results)
+    return f"{'unfinished' if unfinished else 'failed'}: {why.replace('|', '/')}" if why else ""
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

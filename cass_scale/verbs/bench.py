@@ -23,10 +23,12 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     problems.check(out is None or settings.writable(Path(out)), f"out={out}: not writable; choose another folder")
     problems.raise_if_any()
     console = Console(quiet=call.quiet)
+    module = import_module(f"cass_scale.measure.{name}")
     if call.dry_run:
-        console.say(f"would run {name}: {config['bench']} (--dry-run)")
-        return {"name": name}
-    found: evidence.Finding = import_module(f"cass_scale.measure.{name}").run(config, build, console.say)
+        sides = module.dry_run(config, build, console) if hasattr(module, "dry_run") else None
+        console.say(f"would run {name}: {config['bench']}\nnothing was started (--dry-run)")
+        return {"name": name} | ({"sides": sides} if sides else {})
+    found: evidence.Finding = module.run(config, build, console.say)
     console.say(f"\n{found.table}")
     if out is not None:
         limits = hardware.read(config["hardware"])

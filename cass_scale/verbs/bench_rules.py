@@ -14,6 +14,7 @@ _STEPS: dict[str, Rule] = {  # of benchmarks that time steps
     "bench.steps": whole(3),
     "bench.seconds": POSITIVE,
     "bench.turns": whole(1),
+    "bench.limit": or_null(POSITIVE),
 }
 BENCH: dict[str, dict[str, Rule]] = {
     "loaders": {
@@ -23,6 +24,7 @@ BENCH: dict[str, dict[str, Rule]] = {
         "bench.workers": list_of(whole(0)),
         "bench.epochs": whole(1),
         "bench.turns": whole(1),
+        "bench.limit": or_null(POSITIVE),
         "bench.only": or_null(list_of(TEXT)),
     },
     "step": {
@@ -57,6 +59,8 @@ BENCH: dict[str, dict[str, Rule]] = {
         **_STEPS,
         "bench.methods": some_of(TEXT),
         "bench.recipes": some_of(TEXT),
+        "bench.convnets": (lambda v: isinstance(v, dict) and all(map(TEXT[0], v.values())), "recipes with their names"),
+        "bench.labelled": list_of(TEXT),
         "bench.batch": whole(2),
         "bench.stay": BOOL,
         "bench.watts": or_null(POSITIVE),
