@@ -8,7 +8,8 @@ ARGS ?=
 FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo -n)
 BESIDE := -n logical --maxprocesses 8 --dist loadfile
-INSTALL := $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt
+# Compiled once: else every process compiles what it imports, 20 s each time, where the environment forbids Python to keep it.
+INSTALL := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .PHONY: help setup ffcv demo test test-long lint types wheel clean
 
