@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,14 +73,12 @@ class Cell:
     delta: float | None = None
     verdict: str = ""  # above | below | within noise | '' without a null control
     best: bool = False
-    interval: tuple[float, float] | None = None  # 95 % over test images, whole groups together
+    interval: tuple[float, float] | None = None  # 95 % over test images, whole groups together, and trainings
     why: str = ""  # there is no value
 
-    def leads(self, other: Cell, noise: float) -> bool:
-        """Whether it is above `other` by more than chance makes: more than `noise`, and the intervals lie apart."""
-        if self.value is None or other.value is None or self.value - other.value <= noise:
-            return False
-        return self.interval is None or other.interval is None or self.interval[0] > other.interval[1]
+    def leads(self, other: Cell) -> bool:
+        """Whether it is above `other` by more than chance makes: the intervals lie apart. Without one nobody knows."""
+        return self.interval is not None and other.interval is not None and self.interval[0] > other.interval[1]
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,6 @@ class Table:
         names = dict.fromkeys([*arms, *(row.arm for row in self.rows)])
         found = {name: [row for row in self.rows if row.arm == name] for name in names}
         return {name: rows for name, rows in found.items() if rows}
-
-    @property
-    def noise(self) -> float:
-        """Half width of a 95 % binomial interval at its widest: differences below it are noise."""
-        return 1.96 * math.sqrt(0.25 / max(1, self.n_test))
 
 
 def load(folder: Path, apart: Sequence[Path] = ()) -> tuple[list[Run], list[str]]:
@@ -283,7 +275,7 @@ def _reference_rows(members: list[tuple[Run, JSON]]) -> list[Row]:
 
 
 def _compare(table: Table) -> None:
-    """Fill the differences to the null control; mark a best score only where it leads by more than noise."""
+    """Fill the differences to the null control; mark a best score only where it leads all others."""
     for place, row in enumerate(table.rows):
         null = _null_of(row, table.rows)
         if row.kind == "run" and null is None and row.arm in row.run.part("arms"):
@@ -308,10 +300,9 @@ def _judge(table: Table, row: Row, metric: str, null: Row | None) -> Cell:
         return cell
     rivals = [r.cells[metric] for r in table.rows if r.arm == row.arm and r is not row]
     rivals = [rival for rival in rivals if rival.value is not None]
-    best = bool(rivals) and all(cell.leads(rival, table.noise) for rival in rivals)
-    base = null.cells[metric].value if null else None
-    if base is None:
+    best = bool(rivals) and all(cell.leads(rival) for rival in rivals)
+    base = null.cells[metric] if null else Cell(None)
+    if base.value is None:
         return replace(cell, best=best)
-    delta = value - base
-    verdict = "within noise" if abs(delta) <= table.noise else ("above" if delta > 0 else "below")
-    return replace(cell, delta=delta, verdict=verdict, best=best)
+    verdict = "above" if cell.leads(base) else "below" if base.leads(cell) else "within noise"
+    return replace(cell, delta=value - base.value, verdict=verdict, best=best)

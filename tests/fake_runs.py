@@ -79,8 +79,10 @@ def add_run(root: Path, name: str, method: str, *, steps: int = STEPS, **fields:
     return folder
 
 
-def add_scores(folder: Path, scores: dict[str, tuple[float, ...]], *, weights: str = "run", **fields: Any) -> None:
-    """An evaluation as `cass-scale evaluate` leaves it; scores: macro F1, balanced accuracy, AUC."""
+def add_scores(
+    folder: Path, scores: dict[str, tuple[float, ...]], *, weights: str = "run", half: float = 0.0, **fields: Any
+) -> None:
+    """An evaluation as `cass-scale evaluate` leaves it; scores: macro F1, balanced accuracy, AUC, each +- `half`."""
     names = ("macro_f1", "balanced_accuracy", "auc")
     value = {
         "schema": 1, "protocol": "knn", "weights": weights, "seed": 0,
@@ -88,6 +90,8 @@ def add_scores(folder: Path, scores: dict[str, tuple[float, ...]], *, weights: s
         "data": {"name": "brain_mri", "fingerprint": DATA["fingerprint"]}, "classes": DATA["classes"],
         "arms": {arm: dict(zip(names, three, strict=True)) for arm, three in scores.items()},
     }  # fmt: skip
+    for row in value["arms"].values() if half else []:
+        row["intervals"] = {name: [x - half, x + half] for name, x in row.items()}
     value |= fields
     (folder / "evaluate").mkdir(exist_ok=True)
     name = value.pop("name", f"{value['protocol']}-{weights}")
@@ -109,12 +113,12 @@ def demo(root: Path) -> Path:
     cass = add_run(root, "cass", "cass", collapse=seen, data=DATA | {"bad": bad})
     contrast = add_run(root, "contrast", "cass_contrast", git={"sha": "3f1c" * 10, "dirty": True})
     null = add_run(root, "null", "cass_null")
-    add_scores(cass, {"cnn": (0.722, 0.731, 0.901), "vit": (0.695, 0.70, 0.88)})
-    add_scores(cass, {"cnn": (0.850, 0.853, 0.962), "vit": (0.814, 0.82, 0.95)}, weights="initial")
-    add_scores(cass, {"cnn": (0.602, 0.611, 0.83), "vit": (0.553, 0.56, 0.79)}, weights="random")
-    add_scores(contrast, {"cnn": (0.860, 0.862, 0.97), "vit": (0.950, 0.951, 0.99)})
-    add_scores(contrast, {"cnn": (0.850, 0.853, 0.962), "vit": (0.814, 0.82, 0.95)}, weights="initial")
-    add_scores(null, {"cnn": (0.825, 0.83, 0.95), "vit": (0.814, 0.82, 0.95)})
+    add_scores(cass, {"cnn": (0.722, 0.731, 0.901), "vit": (0.695, 0.70, 0.88)}, half=0.035)
+    add_scores(cass, {"cnn": (0.850, 0.853, 0.962), "vit": (0.814, 0.82, 0.95)}, weights="initial", half=0.035)
+    add_scores(cass, {"cnn": (0.602, 0.611, 0.83), "vit": (0.553, 0.56, 0.79)}, weights="random", half=0.035)
+    add_scores(contrast, {"cnn": (0.860, 0.862, 0.97), "vit": (0.950, 0.951, 0.99)}, half=0.035)
+    add_scores(contrast, {"cnn": (0.850, 0.853, 0.962), "vit": (0.814, 0.82, 0.95)}, weights="initial", half=0.035)
+    add_scores(null, {"cnn": (0.825, 0.83, 0.95), "vit": (0.814, 0.82, 0.95)}, half=0.035)
     for folder in (cass, contrast):
         sample_png(folder / "samples.png")
     stopped = add_run(root, "stopped", "cass", steps=120, status="preempted", error="SIGTERM", finished=None)

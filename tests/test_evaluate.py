@@ -123,6 +123,8 @@ def test_trainings_that_are_done_are_not_done_again(again: Path, tuned: list[str
     assert tuned == folders
     second = ask(again, *words)
     assert tuned == folders and second["arms"] == first["arms"]
+    each = [records.read(again / "evaluate" / place)["device_hours"]["total"] for place in folders[2:]]
+    assert second["device_hours"]["total"] == pytest.approx(sum(each)) and min(each) > 0, "work done before counts"
     more = ask(again, *TUNE, "seeds=3")
     assert tuned[4:] == ["finetune-run-cnn/cnn/seed2"] and len(more["arms"]["cnn"]["each"]) == 3
     (again / "evaluate" / folders[0] / tuning.SAID).write_bytes(b"cut")
@@ -220,6 +222,23 @@ def test_all_labels_equal_prints_what_cannot_be_said(tmp_path: Path, capsys: pyt
         assert next(line for line in said.splitlines() if line.startswith("cnn ")).split()[-1] == "n/a"
 
 
+def test_the_positive_class_is_recorded_printed_and_chosen(
+    again: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = colours(tmp_path / "two", 30, test=12, labels=["abnormal", "normal"] * 15)
+    words = ["evaluate", f"run.dir={again}", *QUICK, f"data.path={two}", "protocol=knn"]
+    assert main(words) == 0
+    second = records.read_json(again / "evaluate/knn-run-two.json")
+    assert "auc, sensitivity and specificity are of normal against the other class" in capsys.readouterr().err
+    assert main([*words, "positive=abnormal"]) == 0
+    first = records.read_json(again / "evaluate/knn-run-two.json")
+    assert (second["positive"], first["positive"]) == ("normal", "abnormal")
+    for one, other in ((first, second), (second, first)):
+        row = one["arms"]["cnn"]
+        assert row["sensitivity"] == pytest.approx(row["per_class"][one["positive"]]["sensitivity"])
+        assert row["sensitivity"] == pytest.approx(other["arms"]["cnn"]["per_class"][one["positive"]]["sensitivity"])
+
+
 def test_labels_that_training_never_saw_are_said(again: Path, tmp_path: Path) -> None:
     odd = colours(tmp_path / "odd", 12, test=3, seed=5, labels=["x", "y", "x"] * 3 + ["x", "y", "z"])
     record = ask(again, *QUICK, f"data.path={odd}", "protocol=linear")
@@ -249,6 +268,7 @@ def test_several_labels(tmp_path: Path) -> None:
         (["folds=3", "seeds=2"], ConfigError, "folds=3 contradicts seeds=2: each fold is one training"),
         (["folds=19"], DataError, "fewer patients, groups or single images than folds"),
         (["protocol=finetune", "by=sex"], DataError, "by=sex: images has no such column; it has group, label, path"),
+        (["positive=red"], ConfigError, r"positive=red needs a set of two exclusive classes \(images\)"),
         (["replicates=10"], ConfigError, "replicates=10: 0, or a whole number of at least 100"),
         (["leaks=ignore"], ConfigError, "leaks=ignore: one of refuse, warn"),
         (["protocol=finetune", "protocol.loss=mse"], ConfigError, r"protocol\.loss=mse: one of focal, cross_entropy"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("jinja2", reason="needs the extra `report`")
@@ -16,7 +17,10 @@ pytest.importorskip("matplotlib", reason="needs the extra `report`")
 from cass_scale import records
 from cass_scale.charts import Line, _thin
 from cass_scale.errors import ConfigError, DataError, MissingExtra
+from cass_scale.evaluation.summary import Scoring, summary
 from cass_scale.page import report
+from cass_scale.results import load, tables
+from tests.evaluation.test_comparison import said
 from tests.fake_runs import ARMS, DATA, Page, add_run, add_scores, demo, page_of, scores, squeezed
 
 
@@ -47,15 +51,15 @@ def test_scores_stand_beside_their_null_control_and_the_untrained_weights(
     table = scores(demo_page[0])
     assert table[1] == ["cnn"]
     assert table[2][0] == "cass cass, collapsed"
-    assert table[2][1].startswith("0.722 \N{MINUS SIGN}0.103")
+    assert table[2][1] == "0.722 [0.687, 0.757] \N{MINUS SIGN}0.103"
     assert [row[0] for row in table[3:7]] == [
         "cass_contrast contrast",
         "null control null",
         "initial weights, untouched",
         "random weights, untrained",
     ]
-    assert table[4][1] == "0.825"  # no difference of the control to itself
-    assert table[3][1] == "0.860 +0.035, noise"
+    assert table[4][1] == "0.825 [0.790, 0.860]"  # no difference of the control to itself
+    assert table[3][1] == "0.860 [0.825, 0.895] +0.035, noise"
 
 
 def test_no_winner_within_noise_is_bold(demo_page: tuple[Page, str]) -> None:
@@ -64,8 +68,8 @@ def test_no_winner_within_noise_is_bold(demo_page: tuple[Page, str]) -> None:
     assert bold == [
         "0.950",
         "0.951",
-    ]  # vit; cnn leads by .010, AUC by .040: less than 1.96 sqrt(.25 / 194) = .070
-    assert "differences below about 0.070 are noise" in squeezed(page)
+    ]  # vit; cnn leads by .010, AUC by .040: not by twice .035
+    assert "is noise, and no score is bold, unless the intervals of the two lie apart" in squeezed(page)
     assert "cnn 0.860 (+0.035, within noise)" in squeezed(page)
 
 
@@ -88,10 +92,25 @@ def test_intervals_are_shown_and_a_winner_needs_them_apart(tmp_path: Path) -> No
         add_scores(add_run(runs, name, method), {}, arms=row)
     page, html = page_of(runs)
     table = scores(page)
-    assert table[2][1] == "0.900 [0.700, 0.950] +0.300" and table[2][2] == "0.900 +0.300"
-    assert re.findall(r'class="number best">([0-9.]+)', html) == ["0.900", "0.900"], (
-        "not macro F1: [.7, .95], [.5, .75]"
-    )
+    assert table[2][1] == "0.900 [0.700, 0.950] +0.300, noise", "[.7, .95], [.5, .75]"
+    assert table[2][2] == "0.900 +0.300, noise", "without an interval nobody knows"
+    assert re.findall(r'class="number best">([0-9.]+)', html) == ["0.900"] and table[2][3].endswith("+0.300")
+
+
+def test_what_few_patients_say_is_noise_where_single_images_would_say_more(tmp_path: Path) -> None:
+    """The same answers to the same 400 images, once of 400 patients and once of 4."""
+    verdicts, easy = {}, said(1.9, n=400)
+    order = np.argsort(easy.probability["cnn"][0, np.arange(400), easy.label])  # some patients are harder than others
+    for patients in (400, 4):
+        runs = tmp_path / str(patients)
+        group = np.empty(400, "<U4")
+        group[order] = [f"p{i * patients // 400}" for i in range(400)]
+        for name, method, skill in (("a", "cass_contrast", 1.9), ("n", "cass_null", 1.3)):
+            arm = summary(said(skill, n=400, group=group), "cnn", Scoring())
+            add_scores(add_run(runs, name, method), {}, arms={"cnn": arm}, n_test=400)
+        (table,) = tables(load(runs)[0])
+        verdicts[patients] = next(row for row in table.rows if row.kind == "run").cells["macro_f1"].verdict
+    assert verdicts == {400: "above", 4: "within noise"}
 
 
 def test_amounts_of_labels_have_tables_of_their_own_and_undefined_scores_say_why(tmp_path: Path) -> None:

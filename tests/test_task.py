@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cass_scale.data.manifest import Manifest, find_classes
-from cass_scale.errors import DataError
+from cass_scale.errors import ConfigError, DataError
 from cass_scale.types import JSON
 from cass_scale.verbs.folder import MANIFEST
-from cass_scale.verbs.task import Task, column, find_task, held_back, is_shift, with_validation
+from cass_scale.verbs.task import Task, column, find_task, held_back, is_shift, positive_class, with_validation
 from tests.data.images import fill, labels_csv
 
 
@@ -65,6 +65,9 @@ def test_another_set_with_the_same_classes_is_a_shift(tmp_path: Path) -> None:
 def test_another_set_with_other_classes_learns_from_itself(tmp_path: Path) -> None:
     task = find(tmp_path, other=manifest("other", list("xyxy"), ["train"] * 3 + ["test"]))
     assert not task.shift and ids(task) == [[0, 1, 2], [], [3]]
+    assert task.remarks == ("other has x, y, which own has not: learnt from itself, no shift",)
+    one = find(tmp_path, other=manifest("other", list("abax"), ["train"] * 3 + ["test"])).remarks
+    assert one[-1] == "other has x, which own has not: learnt from itself, no shift"
     assert not find(tmp_path, other=OTHER, learn="path").shift
     with pytest.raises(DataError, match=r"data\.learn=run: other has x, y, which own has not; data\.learn=path"):
         find(tmp_path, other=manifest("other", list("xyxy"), ["train"] * 3 + ["test"]), learn="run")
@@ -113,6 +116,20 @@ def test_pretraining_rows_count_also_where_the_labels_are_from_elsewhere(tmp_pat
     assert find(tmp_path, own=resplit, pretrained=OWN, noise=True).remarks == (), "Gaussian noise shows no image"
 
 
+def test_test_images_of_patients_that_were_trained_on_are_counted(tmp_path: Path) -> None:
+    """Of other bytes, but of the same patient: said, not refused; also where only the pretraining saw the patient."""
+    mixed = replace(OWN, groups=("p1", "p2", "", "", "p3", "p4", "p1", "", "p4"))
+    assert find(tmp_path, own=mixed).remarks == (
+        "2 of 3 test images are of patients or groups that were trained on (2, the first is p1): they are no "
+        "strangers, and their scores flatter",
+    )
+    before = replace(OWN, groups=("",) * 4 + ("p7",) + ("",) * 4)
+    (remark,) = find(tmp_path, own=replace(OWN, groups=("",) * 8 + ("p7",)), pretrained=before).remarks
+    assert remark.startswith("1 of 3 test images are of patients")
+    named_alike = replace(OTHER, groups=("p1",) * 4)
+    assert find(tmp_path, own=mixed, other=named_alike).remarks == (), "another set's p1 is somebody else"
+
+
 def test_a_class_that_is_scored_and_never_learnt_is_said(tmp_path: Path) -> None:
     late = replace(OWN, labels=tuple("aaaaabbca"))
     assert find(tmp_path, own=late).remarks == (
@@ -144,6 +161,17 @@ def test_one_patient_cannot_be_carved(tmp_path: Path) -> None:
     one = manifest("own", list("ab") * 10, ["train"] * 16 + ["test"] * 4, groups=["p"] * 16 + ["q"] * 4)
     with pytest.raises(DataError, match=r"own has no validation images, and none of its 16 training .* split with val"):
         with_validation(find(tmp_path, own=one), seed=0)
+
+
+def test_the_positive_class_is_the_named_one_of_two() -> None:
+    two = manifest("two", ["abnormal", "normal"] * 2, ["train"] * 3 + ["test"])
+    assert [positive_class(name, two) for name in (None, "abnormal", "normal")] == [1, 0, 1]
+    assert positive_class(1, manifest("two", list("0101"), ["train"] * 3 + ["test"])) == 1, "YAML reads a number"
+    assert positive_class(None, OWN) is None
+    with pytest.raises(ConfigError, match="positive=ill is neither of abnormal and normal"):
+        positive_class("ill", two)
+    with pytest.raises(ConfigError, match="positive=a needs a set of two exclusive classes"):
+        positive_class("a", OWN)
 
 
 def test_columns(tmp_path: Path) -> None:

@@ -23,41 +23,45 @@ SHOWN = 3  # images that an error names
 
 
 class Row(NamedTuple):
-    """One score of one arm; `p` of the paired test, `holm` the same corrected for all rows of the table."""
+    """One score of one arm; `p` of the paired test, `holm` the same corrected for all rows that have an interval."""
 
     arm: str
     metric: str
     a: float
     b: float
     difference: float
-    interval: Interval | None  # 95 %, paired
+    interval: Interval | None  # 95 %, paired, over images and trainings
     effect: float | None  # Cohen's d of paired units
     p: float
-    holm: float = 1.0
+    holm: float | None = None  # none without an interval: such a row cannot win, and is not corrected for
     winner: str | None = None  # A or B: where the interval leaves 0 out and the corrected p is under 5 %
 
 
-def compare(a: Predictions, b: Predictions, how: Scoring, metrics: Sequence[str] | None = None) -> list[Row]:
+def compare(
+    a: Predictions, b: Predictions, how: Scoring, flips: int, metrics: Sequence[str] | None = None
+) -> list[Row]:
     """A row for every arm that both have and every score that is defined for both, or those of `metrics`.
 
-    `a` and `b` come from `paired`. Intervals: bootstrap of the difference over units and trainings; p: exchange of
-    the two runs' answers to a unit. Raises DataError when they have no arm in common.
+    `a` and `b` come from `paired`. Intervals: of the difference over units and trainings (`Resampled.interval`); p:
+    the two runs' answers to units are exchanged `flips` times. Raises DataError when they have no arm in common.
     """
     arms = [arm for arm in a.probability if arm in b.probability]
     if not arms:
         raise DataError(f"no arm in common: A has {', '.join(a.probability)}, B has {', '.join(b.probability)}")
-    rows = [row for arm in arms for row in _of_arm(a, b, arm, how, metrics)]
-    corrected = holm([row.p for row in rows])
-    return [row._replace(holm=p, winner=_winner(row, p)) for row, p in zip(rows, corrected, strict=True)]
+    rows = [row for arm in arms for row in _of_arm(a, b, arm, how, flips, metrics)]
+    corrected = iter(holm([row.p for row in rows if row.interval]))
+    return [_judged(row, row.interval, next(corrected)) if row.interval else row for row in rows]
 
 
-def _of_arm(a: Predictions, b: Predictions, arm: str, how: Scoring, metrics: Sequence[str] | None) -> list[Row]:
+def _of_arm(
+    a: Predictions, b: Predictions, arm: str, how: Scoring, flips: int, metrics: Sequence[str] | None
+) -> list[Row]:
     units = units_of(a.group.tolist())
     first, second = (
         resample(weighted(said, arm, how), units, replicates=how.replicates, seed=how.seed) for said in (a, b)
     )
     apart = first.minus(second)
-    p = sign_flips(_pooled(a, b, arm, how), units, replicates=how.replicates, seed=how.seed)
+    p = sign_flips(_pooled(a, b, arm, how), units, flips=flips, seed=how.seed)
     wanted = [name for name in p if name not in SYNONYMS[a.multilabel]] if metrics is None else metrics
     return [
         Row(arm, name, first.point[name], second.point[name], apart.point[name], apart.interval(name),
@@ -78,16 +82,18 @@ def _pooled(a: Predictions, b: Predictions, arm: str, how: Scoring) -> list[Weig
     def pool(p: Floats, q: Floats) -> Weighted:
         ranks = [rankdata(x if a.multilabel else shares(x), axis=0) for x in (p, q)]
         both, order = np.concatenate([p, q]), np.concatenate(ranks)
-        return Weighted(wanted, both, multilabel=a.multilabel, threshold=how.threshold, order=order)
+        return Weighted(
+            wanted, both, multilabel=a.multilabel, threshold=how.threshold, positive=how.positive, order=order
+        )
 
     pairs = zip(a.probability[arm].astype(np.float64), b.probability[arm].astype(np.float64), strict=True)
     return [pool(p, q) for p, q in pairs]
 
 
-def _winner(row: Row, p: float) -> str | None:
-    if row.interval is None or row.interval[0] <= 0 <= row.interval[1] or p >= 1 - LEVEL:
-        return None
-    return "A" if (row.difference > 0) != (row.metric in LOWER_IS_BETTER) else "B"
+def _judged(row: Row, interval: Interval, p: float) -> Row:
+    if interval[0] <= 0 <= interval[1] or p >= 1 - LEVEL:
+        return row._replace(holm=p)
+    return row._replace(holm=p, winner="A" if (row.difference > 0) != (row.metric in LOWER_IS_BETTER) else "B")
 
 
 def paired(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions]:

@@ -34,7 +34,13 @@ UNDEFINED = {  # why a score is None
 
 
 def scores(
-    truth: Array, probability: Array, *, classes: Sequence[str], multilabel: bool, threshold: float = 0.5
+    truth: Array,
+    probability: Array,
+    *,
+    classes: Sequence[str],
+    multilabel: bool,
+    threshold: float = 0.5,
+    positive: int | None = None,
 ) -> Scores:
     """Scores of `probability` [N, C] against `truth`, int64 [N] or 0/1 [N, C] when `multilabel`; None = undefined.
 
@@ -49,7 +55,7 @@ def scores(
       balanced_accuracy (mean of recall and specificity), kappa: means over the labels with both values in `truth`.
       brier: mean over images and labels of the squared error.
     Both. auc, sensitivity, specificity: means over the classes with both values in `truth`, one versus rest; with
-      two classes those of the second. The last two of "probability above `threshold`".
+      two classes those of `positive`, the second unless given. The last two of "probability above `threshold`".
     ece: expected calibration error of the answer's probability, multi-label of all labels', in BINS equal bins.
     official_f1, official_recall: of the authors' notebook, pooled over classes, "probability above 0.5" against
       one-hot truth (pranavsinghps1/CASS @ 3efacfe).
@@ -60,7 +66,7 @@ def scores(
     raw = probability.astype(np.float64)
     p = raw if multilabel else shares(raw)
     found = _multi(wanted, p) if multilabel else _single(wanted, p)
-    found |= _one_versus_rest(wanted, p, multilabel, threshold)
+    found |= _one_versus_rest(wanted, p, judged(wanted, multilabel, positive), threshold)
     found |= {"ece": _ece(wanted, p, multilabel), "brier": _brier(wanted, p, multilabel)}
     flat, hot, occurs = wanted.ravel() > 0, raw.ravel() > 0.5, wanted.any()
     found["official_f1"] = float(sk.f1_score(flat, hot, zero_division=0)) if occurs else None
@@ -159,10 +165,11 @@ def shares(probability: Floats) -> Floats:
     return np.asarray(np.where(total > 0, probability / np.where(total > 0, total, 1.0), even))
 
 
-def judged(wanted: Floats, multilabel: bool) -> NDArray[np.int64]:
-    """Classes that can be set against the rest: those with both values; of two exclusive ones the second."""
+def judged(wanted: Floats, multilabel: bool, positive: int | None = None) -> NDArray[np.int64]:
+    """Classes that can be set against the rest: with both values; of two exclusive ones `positive`, or the second."""
     found = np.flatnonzero(_varies(wanted))
-    return found[-1:] if wanted.shape[1] == 2 and not multilabel else found
+    binary = wanted.shape[1] == 2 and not multilabel
+    return found[found == (1 if positive is None else positive)] if binary else found
 
 
 def confidence(wanted: Floats, p: Floats, multilabel: bool) -> tuple[Floats, Floats, NDArray[np.int64]]:
@@ -221,8 +228,7 @@ def _multi(wanted: Floats, p: Floats) -> Scores:
     return found
 
 
-def _one_versus_rest(wanted: Floats, p: Floats, multilabel: bool, threshold: float) -> Scores:
-    against = judged(wanted, multilabel)
+def _one_versus_rest(wanted: Floats, p: Floats, against: NDArray[np.int64], threshold: float) -> Scores:
     if not len(against):
         return {"auc": None, "sensitivity": None, "specificity": None}
     rates = np.mean([_rates(wanted[:, c], p[:, c] > threshold) for c in against], axis=0)

@@ -29,12 +29,13 @@ Score = Callable[[Floats], dict[str, Floats]]  # weights of images [R, N] -> sco
 
 
 class Resampled(NamedTuple):
-    """Scores by name: of all images, of each bootstrap replicate [R], and with each part left out [B]."""
+    """Scores by name, means over trainings: of all images, of each replicate [R], with each part left out [B]."""
 
     point: dict[str, float]
     drawn: dict[str, Floats]
     left_out: dict[str, Floats]
     units: int
+    each: dict[str, Floats]  # of all images, by every training [S]
 
     def minus(self, other: Resampled) -> Resampled:
         """Paired differences to another run that was resampled with the same seed."""
@@ -43,14 +44,28 @@ class Resampled(NamedTuple):
             {name: values - other.drawn[name] for name, values in self.drawn.items()},
             {name: values - other.left_out[name] for name, values in self.left_out.items()},
             self.units,
+            {name: values - other.each[name] for name, values in self.each.items()},
         )
 
     def interval(self, name: str) -> Interval | None:
-        """95 % interval of a score; None where resampling cannot give one (see `bca`)."""
-        return None if name in BIASED else bca(self.point[name], self.drawn[name], self.left_out[name], self.units)
+        """95 % interval of a score over images and trainings; None where resampling cannot give one (see `bca`).
+
+        Its squared arms are those of the images' interval and of Student's over the trainings together (MOVER: Zou
+        and Donner 2008, "Construction of confidence limits about effect measures"), so it is never shorter than
+        either: resampled with replacement, two to five trainings would seem to differ far less than they do.
+        """
+        point, images = self.point[name], bca(self.point[name], self.drawn[name], self.left_out[name], self.units)
+        if name in BIASED or images is None:
+            return None
+        trainings = over_seeds(self.each[name].tolist())[2] or (point, point)
+        below, above = (math.hypot(one - point, other - point) for one, other in zip(images, trainings, strict=True))
+        return point - below, point + above
 
     def effect(self, name: str) -> float | None:
-        """Of a difference: Cohen's d of paired units, generalised from means to any score; None if nothing varies."""
+        """Of a difference: Cohen's d of paired units, generalised from means to any score; None if nothing varies.
+
+        Of several trainings, a unit's value is the mean over them: they are given, and do not add to the spread.
+        """
         error = float(np.nanstd(self.drawn[name], ddof=1)) if np.isfinite(self.drawn[name]).sum() > 1 else 0.0
         return self.point[name] / (error * math.sqrt(self.units)) if error > 0 else None
 
@@ -64,27 +79,24 @@ def units_of(groups: Sequence[str]) -> NDArray[np.int64]:
 def resample(members: Sequence[Score], units: NDArray[np.int64], *, replicates: int, seed: int) -> Resampled:
     """The mean of the scores of `members` (one per training seed), and what resampling makes of it.
 
-    Each replicate draws as many units as there are, and as many members, with replacement.
+    Each replicate draws as many units as there are, with replacement, and asks all members about them.
     """
     random = np.random.default_rng(seed)
     n = int(units.max()) + 1
-    which = random.integers(0, len(members), (replicates, len(members)))  # first, so that it does not depend on n
     rows = max(1, BLOCK // len(units))
     sizes = [min(rows, replicates - at) for at in range(0, replicates, rows)]
     blocks = [_by_member(members, _drawn(random, n, size)[:, units]) for size in sizes]
-    drawn = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
-    chosen = {name: np.take_along_axis(values, which.T, axis=0).mean(axis=0) for name, values in drawn.items()}
-    part = np.random.default_rng(seed).permutation(n) % min(
-        n, BLOCKS
-    )  # of each unit; 1 unit = 1 part where they are few
+    drawn = {name: np.concatenate([block[name] for block in blocks], axis=1).mean(axis=0) for name in blocks[0]}
+    part = np.random.default_rng(seed).permutation(n) % min(n, BLOCKS)  # of each unit; where they are few, one each
     without = (part[units] != np.arange(part.max() + 1)[:, None]).astype(np.float64)
     left_out = _by_member(members, without) if n > 1 else dict.fromkeys(drawn, np.zeros((1, 1)))
     whole = _by_member(members, np.ones((1, len(units))))
     return Resampled(
         {name: float(values.mean()) for name, values in whole.items()},
-        chosen,
+        drawn,
         {name: values.mean(axis=0) for name, values in left_out.items()},
         n,
+        {name: values[:, 0] for name, values in whole.items()},
     )
 
 
@@ -131,20 +143,21 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, Interval | None]:
     return mean, spread, (mean - half, mean + half)
 
 
-def sign_flips(pooled: Sequence[Score], units: NDArray[np.int64], *, replicates: int, seed: int) -> dict[str, float]:
+def sign_flips(pooled: Sequence[Score], units: NDArray[np.int64], *, flips: int, seed: int) -> dict[str, float]:
     """Two-sided p of the difference A - B of each score, under "it does not matter which run an answer is from".
 
     `pooled` scores (one per training seed) take weights of 2 N answers, those of A before those of B. In every
-    replicate the answers to each unit change sides with chance 1/2; for a mean over images this is Fisher's test by
-    flipped signs (1935). p is at least 1 / (1 + replicates); scores that are undefined have none.
+    flip the answers to each unit change sides with chance 1/2; for a mean over images this is Fisher's test by
+    flipped signs (1935). p is at least 1 / (1 + flips); scores that are undefined have none. The trainings are taken
+    as they are: p says nothing of others.
     """
     random = np.random.default_rng(seed)
     n, rows = int(units.max()) + 1, max(1, BLOCK // len(units))
     observed = {name: float(x[0]) for name, x in _apart(pooled, np.ones((1, len(units)))).items()}
     observed = {name: x for name, x in observed.items() if math.isfinite(x)}
     beyond, defined = dict.fromkeys(observed, 0), dict.fromkeys(observed, 0)
-    for at in range(0, replicates, rows):
-        stays = random.integers(0, 2, (min(rows, replicates - at), n))[:, units].astype(np.float64)
+    for at in range(0, flips, rows):
+        stays = random.integers(0, 2, (min(rows, flips - at), n))[:, units].astype(np.float64)
         found = _apart(pooled, stays)
         for name, x in observed.items():
             beyond[name] += int((np.abs(found[name]) >= abs(x) - ROUNDING).sum())

@@ -19,11 +19,13 @@ FEW = 10  # images; a smaller subgroup is counted, not scored
 
 @dataclass(frozen=True)
 class Scoring:
-    """How answers are scored: the threshold of sensitivity and specificity, and the bootstrap (0 replicates: none)."""
+    """How answers are scored: the threshold of sensitivity and specificity, the bootstrap (0 replicates: none), and the
+    number of the positive class where there are two (None: the second)."""
 
     threshold: float = 0.5
     replicates: int = 1000
     seed: int = 0
+    positive: int | None = None
 
 
 def summary(said: Predictions, arm: str, how: Scoring) -> JSON:
@@ -62,7 +64,8 @@ def weighted(said: Predictions, arm: str, how: Scoring) -> list[Weighted]:
     """The scores of an arm under weights, one per training."""
     wanted, many = said.wanted, said.multilabel
     return [
-        Weighted(wanted, p.astype(np.float64), multilabel=many, threshold=how.threshold) for p in said.probability[arm]
+        Weighted(wanted, p.astype(np.float64), multilabel=many, threshold=how.threshold, positive=how.positive)
+        for p in said.probability[arm]
     ]
 
 
@@ -90,7 +93,8 @@ def _each(said: Predictions, arm: str, how: Scoring) -> list[Scores]:
     """The scores of every training."""
     classes, many = said.classes.tolist(), said.multilabel
     return [
-        scores(said.label, p, classes=classes, multilabel=many, threshold=how.threshold) for p in said.probability[arm]
+        scores(said.label, p, classes=classes, multilabel=many, threshold=how.threshold, positive=how.positive)
+        for p in said.probability[arm]
     ]
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from cass_scale.evaluation.metrics import BINS, Bools, Floats, confidence, judged, shares, squared_error, top3
 
-BLOCK = 1 << 22  # weights worked on at once: arrays of 32 MiB
+BLOCK = 1 << 18  # weights worked on at once: arrays of 2 MiB, which stay in a core's cache
 
 
 class Weighted:
@@ -21,12 +21,20 @@ class Weighted:
     """
 
     def __init__(
-        self, wanted: Floats, probability: Floats, *, multilabel: bool, threshold: float, order: Floats | None = None
+        self,
+        wanted: Floats,
+        probability: Floats,
+        *,
+        multilabel: bool,
+        threshold: float,
+        positive: int | None = None,
+        order: Floats | None = None,
     ) -> None:
         self.wanted, self.multilabel = wanted, multilabel
         self.p = probability if multilabel else shares(probability)
-        self.order = self.p if order is None else order
-        self.against = judged(wanted, multilabel)
+        self.against = judged(wanted, multilabel, positive)
+        order = self.p if order is None else order
+        self.areas = [Area(order[:, c], wanted[:, c] > 0) for c in self.against]
         self.answers = _Counts(wanted, self.p > 0.5) if multilabel else None
         self.rest = _Counts(wanted[:, self.against], self.p[:, self.against] > threshold)
         self.official = _Counts(wanted, probability > 0.5)
@@ -87,7 +95,7 @@ class Weighted:
             return {name: np.full(len(w), np.nan) for name in ("auc", "sensitivity", "specificity")}
         tp, fp, fn, tn = self.rest(w)
         both = (tp + fn > 0) & (tn + fp > 0)
-        areas = np.stack([area(self.order[:, c], self.wanted[:, c] > 0, w) for c in self.against], axis=1)
+        areas = np.stack([area(w) for area in self.areas], axis=1)
         return {
             "auc": _mean(areas, both),
             "sensitivity": _mean(tp / (tp + fn), both),
@@ -99,21 +107,28 @@ class _Counts:
     """Weighted true and false positives, false and true negatives [R, C] of 0/1 answers [N, C]."""
 
     def __init__(self, wanted: Floats, answer: Bools) -> None:
-        self.parts = [wanted * answer, (1 - wanted) * answer, wanted * ~answer, (1 - wanted) * ~answer]
+        self.parts = np.hstack([wanted * answer, (1 - wanted) * answer, wanted * ~answer, (1 - wanted) * ~answer])
 
     def __call__(self, w: Floats) -> list[Floats]:
-        return [np.asarray(w @ part) for part in self.parts]
+        return np.split(w @ self.parts, 4, axis=1)
 
 
-def area(score: Floats, positive: Bools, weights: Floats) -> Floats:
-    """Areas under the ROC curve of one `score` [N] under weights [R, N]; ties count half: [R]."""
-    order = np.argsort(score, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # the last of each run of equal scores
-    w, positive = weights[:, order], positive[order]
-    hits = np.cumsum(np.where(positive, w, 0.0), axis=1)[:, ends]
-    misses = np.cumsum(np.where(positive, 0.0, w), axis=1)[:, ends]
-    under = misses - np.diff(misses, axis=1, prepend=0.0) / 2  # negatives below each score, half of those at it
-    return np.asarray((np.diff(hits, axis=1, prepend=0.0) * under).sum(axis=1) / (hits[:, -1] * misses[:, -1]))
+class Area:
+    """The area under the ROC curve of one `score` [N] under weights [R, N]; ties count half: [R]."""
+
+    def __init__(self, score: Floats, positive: Bools) -> None:
+        negative = np.flatnonzero(~positive)
+        self.negative = negative[np.argsort(score[negative], kind="stable")]
+        self.positive = np.flatnonzero(positive)
+        sides = (np.searchsorted(score[self.negative], score[self.positive], side) for side in ("left", "right"))
+        self.below, self.upto = sides  # of each positive, how many negatives score less, or as much
+
+    def __call__(self, weights: Floats) -> Floats:
+        """Weights [R, N] -> [R]."""
+        misses = np.zeros((len(weights), len(self.negative) + 1))
+        np.cumsum(weights[:, self.negative], axis=1, out=misses[:, 1:])
+        hits, under = weights[:, self.positive], misses[:, self.below] + misses[:, self.upto]
+        return np.asarray(np.einsum("rn,rn->r", hits, under) / (2 * hits.sum(axis=1) * misses[:, -1]))
 
 
 def _gaps(wanted: Floats, p: Floats, multilabel: bool) -> Floats:

@@ -164,7 +164,9 @@ def _scores(run: Run, arm: str, table: Table) -> str:
         *(f"| {row.label} | " + " | ".join(_cell(row.cells[m]) for m in METRICS) + " |" for row in rows),
     ]
     if any(row.kind == "null" for row in rows):
-        lines.append(f"\nIn brackets: the difference to the null control; less than {table.noise:.3f} is noise.")
+        lines.append(
+            "\nIn brackets: the difference to the null control, within noise unless both 95 % intervals lie apart."
+        )
     else:
         lines.append("\n**No null control stands beside these scores**: what of them was learnt, nobody can tell.")
     if any("LEAK" in note for note in table.notes):

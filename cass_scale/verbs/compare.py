@@ -21,6 +21,8 @@ from cass_scale.types import JSON, Call
 from cass_scale.verbs import rules, settings
 
 KNOWN = sorted({*UNDEFINED, *ALWAYS})
+# Of an evaluation; they may differ, but that is said.
+AMOUNT = ("labels", "subset", "seed", "n_train", "learnt_from", "threshold", "positive")
 
 
 class Side(NamedTuple):
@@ -58,6 +60,7 @@ def run(config: JSON, build: object, call: Call) -> JSON:
         "A": str(config["A"]),
         "B": str(config["B"]),
         "replicates": config["replicates"],
+        "flips": config["flips"],
         "seed": config["seed"],
         "tables": [table(name, a, b, config) for name, (a, b) in pairs.items()],
         "finished": records.now(),
@@ -122,9 +125,12 @@ def match(a: dict[str, Side], b: dict[str, Side]) -> dict[str, tuple[Side, Side]
 def table(name: str, a: Side, b: Side, config: JSON) -> JSON:
     """All rows of one pair of evaluations, and what must be known to read them."""
     try:
+        same_folds(a.evaluation, b.evaluation)
         first, second = paired(a.said, b.said)
-        how = Scoring(a.evaluation.get("threshold", 0.5), config["replicates"], config["seed"])
-        rows = compare(first, second, how, config["metrics"])
+        classes, positive = first.classes.tolist(), a.evaluation.get("positive")
+        index = None if positive is None else classes.index(positive)
+        how = Scoring(a.evaluation.get("threshold", 0.5), config["replicates"], config["seed"], index)
+        rows = compare(first, second, how, config["flips"], config["metrics"])
     except DataError as why:
         raise DataError(f"{name}: {why}") from why
     units = int(units_of(first.group.tolist()).max()) + 1
@@ -133,9 +139,20 @@ def table(name: str, a: Side, b: Side, config: JSON) -> JSON:
         "n_test": len(first.key),
         "units": units,
         "trainings": len(first.trainings),
-        "notes": notes(a, b, units, len(first.trainings)) + too_few(len(rows), config["replicates"]),
+        "notes": notes(a, b, units, len(first.trainings))
+        + too_few(sum(row.holm is not None for row in rows), config["flips"]),
         "rows": [row._asdict() for row in rows],
     }
+
+
+def same_folds(a: JSON, b: JSON) -> None:
+    """Raise DataError where the trainings of two evaluations are no pairs: folds against seeds, or other folds."""
+    counts = [one.get("folds") for one in (a, b)]
+    if counts[0] != counts[1]:
+        kinds = [f"{n} folds" if n else "seeds" for n in counts]
+        raise DataError(
+            f"A was trained by {kinds[0]}, B by {kinds[1]}: their trainings are no pairs; give both the same folds="
+        )
 
 
 def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
@@ -147,6 +164,11 @@ def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
             found.append(f"{name} collapsed in pretraining ({arms})")
     if other := differences(a.evaluation.get("settings") or {}, b.evaluation.get("settings") or {}):
         found.append(f"evaluated with other settings: {'; '.join(other)}")
+    first, second = ({key: side.evaluation.get(key) for key in AMOUNT} for side in (a, b))
+    if other := differences(first, second):
+        found.append(
+            f"evaluated otherwise, A -> B: {'; '.join(other)}; both are scored at A's threshold and positive class"
+        )
     if trainings == 1:
         found.append("one training each: this says nothing about other seeds")
     if units < 30:
@@ -154,12 +176,12 @@ def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
     return found
 
 
-def too_few(rows: int, replicates: int) -> list[str]:
+def too_few(rows: int, flips: int) -> list[str]:
     """A note where not even the smallest p could survive its correction."""
-    if rows / (1 + replicates) < 1 - LEVEL:
+    if rows / (1 + flips) < 1 - LEVEL:
         return []
     enough = math.ceil(rows / (1 - LEVEL))
-    return [f"{replicates} replicates are too few for {rows} rows, so nothing can win: take replicates={enough}"]
+    return [f"{flips} flips are too few for {rows} rows, so nothing can win: take flips={enough}"]
 
 
 def show(one: JSON, console: Console) -> None:
@@ -178,5 +200,5 @@ def cells(row: Row) -> list[Text | str]:
             for name, value in (("A", row.a), ("B", row.b)))  # fmt: skip
     interval = f"{row.interval[0]:+.3f} to {row.interval[1]:+.3f}" if row.interval else "n/a"
     effect = "n/a" if row.effect is None else f"{row.effect:+.2f}"
-    p = [f"{value:.3f}" for value in (row.p, row.holm)]
+    p = ["n/a" if value is None else f"{value:.4f}" for value in (row.p, row.holm)]
     return [f"{row.arm}, {row.metric}", a, b, f"{row.difference:+.3f}", interval, effect, *p, row.winner or "-"]

@@ -25,7 +25,7 @@ from cass_scale.verbs import rules, settings
 from cass_scale.verbs.folder import choose, read_back, refuse_unfinished
 from cass_scale.verbs.frozen import Frozen
 from cass_scale.verbs.job import Job
-from cass_scale.verbs.task import Task, column, find_task, with_validation
+from cass_scale.verbs.task import Task, column, find_task, positive_class, with_validation
 from cass_scale.verbs.tuning import Tuned
 from cass_scale.verbs.wire import PACKAGES, Build, arm_seeds, choose_device, open_place
 
@@ -47,6 +47,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
     task = task if frozen or config["folds"] else with_validation(task, config["seed"])
     task = replace(task, remarks=(*remarks, *task.remarks))
     found = amounts(config, task, random=not frozen)
+    positive_class(config["positive"], task.learn)
     for name in by(config):
         column(task.test, name, task.rows["test"])  # refused now, and not after hours of training
     for text in task.remarks:
@@ -174,7 +175,7 @@ def evaluate(
         record = describe(job, condition, call) | {
             "predictions": f"{name}.npz",
             "arms": {arm: score(job, said, arm) | chosen.get(arm, {}) for arm in probability},
-            **({"indicators": learner.indicators} if isinstance(learner, Frozen) else {}),
+            **learner.record,
             "warnings": [*job.task.remarks, *sorted(texts)],
             "seconds": time.perf_counter() - started,
             "finished": records.now(),
@@ -216,7 +217,8 @@ def predictions(task: Task, condition: Condition, probability: dict[str, Array])
 def score(job: Job, said: Predictions, arm: str) -> JSON:
     """Scores of an arm, their intervals, and its subgroups."""
     config = job.config
-    how = Scoring(config["threshold"], config["replicates"], config["seed"])
+    positive = positive_class(config["positive"], job.task.learn)
+    how = Scoring(config["threshold"], config["replicates"], config["seed"], positive)
     found = summary(said, arm, how)
     for name in by(config):
         values = column(job.task.test, name, job.task.rows["test"])
@@ -227,6 +229,7 @@ def score(job: Job, said: Predictions, arm: str) -> JSON:
 def describe(job: Job, condition: Condition, call: Call) -> JSON:
     """The part of the record that is known before anything is computed."""
     task, config = job.task, job.config
+    positive = positive_class(config["positive"], task.learn)
     return {
         "schema": records.SCHEMA,
         "protocol": job.protocol["name"],
@@ -245,6 +248,7 @@ def describe(job: Job, condition: Condition, call: Call) -> JSON:
         "classes": list(task.learn.classes),
         "multilabel": task.learn.multilabel,
         "threshold": config["threshold"],
+        "positive": None if positive is None else task.learn.classes[positive],
         "replicates": config["replicates"],
         "seed": config["seed"],
         "precision": job.place.precision.name,
@@ -260,6 +264,12 @@ def show(title: str, record: JSON, console: Console) -> None:
     """Scores by arm, with their intervals where there are any; what is undefined and why."""
     names = SHOWN[record["multilabel"]]
     console.table([title, *names], [[arm, *(cell(row, name) for name in names)] for arm, row in record["arms"].items()])
+    if record["positive"] is not None:
+        console.say(f"auc, sensitivity and specificity are of {record['positive']} against the other class (positive=)")
+    if "device_hours" in record:
+        console.say(
+            f"{record['device_hours']['total']:.4g} device-hours of fine-tuning, as its trainings recorded them"
+        )
     for arm, row in record["arms"].items():
         for name in (name for name in names if row[name] is None):
             console.say(f"{arm}: {name} n/a: {row['undefined'][name]}")

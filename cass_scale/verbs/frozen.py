@@ -61,10 +61,10 @@ class Frozen:
         return said, chosen
 
     @cached_property
-    def indicators(self) -> JSON:
+    def record(self) -> JSON:
         """What the training images tell of the arms without their labels."""
         rows = self.job.task.rows["train"].numpy()
-        return indicators({arm: self.learn(arm, rows) for arm in self.arms})
+        return {"indicators": indicators({arm: self.learn(arm, rows) for arm in self.arms})}
 
     def _learn(self, arm: str, draw: Draw) -> Learnt:
         protocol, manifest, learn = self.job.protocol, self.job.task.learn, self.learn

@@ -197,6 +197,7 @@ EVALUATE: dict[str, Rule] = {
     "arm": or_null(names()),
     "by": or_null(names()),
     "threshold": number(0, 1),
+    "positive": or_null((lambda v: isinstance(v, str | int), "the name of a class")),
     "replicates": (lambda v: v == 0 or whole(100)[0](v), "0, or a whole number of at least 100"),
     "leaks": choice("refuse", "warn"),
     "seed": whole(0),
@@ -259,6 +260,7 @@ COMPARE: dict[str, Rule] = {
     "B": or_null(TEXT),
     "metrics": or_null(some_of(TEXT)),
     "replicates": whole(100),
+    "flips": whole(100),
     "seed": whole(0),
 }
 VERIFY: dict[str, Rule] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from cass_scale.data.layouts import shard_format, table
 from cass_scale.data.manifest import SPLITS, Manifest
 from cass_scale.data.parts import file_of
-from cass_scale.errors import DataError
+from cass_scale.errors import ConfigError, DataError
 from cass_scale.evaluation.draws import Pool, folds
 from cass_scale.types import JSON
 from cass_scale.verbs.folder import MANIFEST
@@ -67,12 +67,10 @@ def find_task(config: JSON, trained: JSON, build: Build, folder: Path) -> Task:
         task = Task(own, other, require(rows, own.name, other.name), "all", path)
     else:
         task = Task(asked, asked, *held_back(asked), path)
-    seen = set() if trained["data"]["noise"] else {s for s, part in _files(pretrained) if part == "train"}
-    return replace(task, remarks=(*leaks(task, seen, config["leaks"]), *unseen(task)))
-
-
-def _files(manifest: Manifest) -> zip[tuple[str, str]]:
-    return zip(manifest.sha256, manifest.splits, strict=True)
+    seen = [] if trained["data"]["noise"] else pretrained.rows("train").tolist()
+    remarks = leaks(task, {pretrained.sha256[i] for i in seen}, config["leaks"])
+    remarks += shared_groups(task, set() if path else {pretrained.groups[i] for i in seen})
+    return replace(task, remarks=(*remarks, *unseen(task), *more_classes(task, pretrained)))
 
 
 def asked_for(path: str | None, trained: JSON, build: Build, folder: Path) -> tuple[Manifest, Manifest]:
@@ -166,6 +164,28 @@ def leaks(task: Task, pretrained_on: set[str], how: Literal["refuse", "warn"]) -
     return [f"LEAK: {text}"]
 
 
+def shared_groups(task: Task, pretrained_on: set[str]) -> list[str]:
+    """A remark about test images whose patient or group was trained on; in another set a name is somebody else's."""
+    ids = [] if task.shift else torch.cat([task.rows["train"], task.rows["val"]]).tolist()
+    groups = ({task.learn.groups[i] for i in ids} | pretrained_on) - {""}
+    found = [] if task.shift else [i for i in task.rows["test"].tolist() if task.test.groups[i] in groups]
+    if not found:
+        return []
+    names = sorted({task.test.groups[i] for i in found})
+    return [
+        f"{len(found)} of {len(task.rows['test'])} test images are of patients or groups that were trained on "
+        f"({len(names)}, the first is {names[0]}): they are no strangers, and their scores flatter"
+    ]
+
+
+def more_classes(task: Task, pretrained: Manifest) -> list[str]:
+    """A remark where another set is no shift because it has classes that the run's own lacks."""
+    extra = sorted(set(task.learn.classes) - set(pretrained.classes)) if task.path and pretrained.classes else []
+    if not extra:
+        return []
+    return [f"{task.learn.name} has {', '.join(extra)}, which {pretrained.name} has not: learnt from itself, no shift"]
+
+
 def unseen(task: Task) -> list[str]:
     """A remark about classes that are scored and were never learnt."""
     train, test = task.learn.label_tensor()[task.rows["train"]], task.test.label_tensor()[task.rows["test"]]
@@ -192,6 +212,20 @@ def with_validation(task: Task, seed: int) -> Task:
         f"{task.learn.name} has no validation images, and none of its {len(ids)} training images can be held back "
         "without losing a class, as patients and groups stay whole: give labels.csv a column split with val"
     )
+
+
+def positive_class(name: str | int | None, manifest: Manifest) -> int | None:
+    """Number of the class that is found or missed where there are two: the named one, else the second by name.
+
+    None where there is no such pair. Raises ConfigError for a name that is neither of the two.
+    """
+    binary = len(manifest.classes) == 2 and not manifest.multilabel
+    if name is None:
+        return 1 if binary else None
+    if not binary or str(name) not in manifest.classes:
+        lack = f"is neither of {' and '.join(manifest.classes)}" if binary else "needs a set of two exclusive classes"
+        raise ConfigError(f"positive={name} {lack} ({manifest.name}); leave it out, or name one of two classes")
+    return manifest.classes.index(str(name))
 
 
 def column(manifest: Manifest, name: str, ids: Tensor) -> Sequence[str]:

@@ -37,6 +37,7 @@ class Tuned:
 
     def __init__(self, job: Job, arms: dict[str, Encoder]) -> None:
         self.job, self.arms = job, arms
+        self.places: list[Path] = []  # of the last call's trainings
         self.options = recipes(job.protocol)
 
     def __call__(self, condition: Condition, folder: Path) -> tuple[dict[str, Array], JSON]:
@@ -47,11 +48,13 @@ class Tuned:
         """
         said: dict[str, list[Array]] = {arm: [] for arm in self.arms}
         best: dict[str, Recipe] = {}
+        self.places = []
         for draw in condition.draws:
             with streams(self.job, draw, self.options[0].batch_size) as opened:
                 for arm, encoder in self.arms.items():
                     tried = [best[arm]] if arm in best else self.options
                     places = [folder / arm / training(self.job, condition, draw, one) for one in tried]
+                    self.places += places
                     pairs = zip(tried, places, strict=True)
                     rows = [row(self.job, draw, arm, encoder, one, opened, place) for one, place in pairs]
                     first = min(range(len(rows)), key=lambda i: rows[i].loss)
@@ -65,6 +68,12 @@ class Tuned:
         point = {arm: {name: getattr(best[arm], name) for name in searched} for arm in self.arms}
         chosen = {arm: {"chosen": [point[arm]] * times} for arm in self.arms} if searched else {}
         return {arm: np.stack(each) for arm, each in said.items()}, chosen
+
+    @property
+    def record(self) -> JSON:
+        """Device-hours of the last call's trainings, every point of a grid, those that were done before too."""
+        each = [records.read(place)["device_hours"] for place in self.places]
+        return {"device_hours": {kind: sum(one[kind] for one in each) for kind in each[0]}}
 
 
 def grid(protocol: JSON) -> JSON:

@@ -74,7 +74,7 @@ def test_no_pickle_is_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda seed: said(seed=seed), multilabel], ids=["one label", "several labels"])
 def test_rows_hold_both_scores_and_their_paired_difference(make) -> None:
     a, b = paired(make(1), make(2))
-    rows = {row.metric: row for row in compare(a, b, HOW)}
+    rows = {row.metric: row for row in compare(a, b, HOW, 199)}
     for which, run in (("a", a), ("b", b)):
         expected = scores(run.label, run.probability["cnn"][0], classes=run.classes.tolist(), multilabel=run.multilabel)
         for name, row in rows.items():
@@ -92,20 +92,35 @@ def test_rows_hold_both_scores_and_their_paired_difference(make) -> None:
 def test_a_clear_winner_and_a_draw() -> None:
     better, worse, like = said(4.0, n=200, seed=1), said(0.5, n=200, seed=2), said(4.0, n=200, seed=3)
     how = Scoring(replicates=500)
-    wins = {row.metric: row.winner for row in compare(*paired(better, worse), how, ["macro_f1", "auc", "brier"])}
+    wins = {row.metric: row.winner for row in compare(*paired(better, worse), how, 999, ["macro_f1", "auc", "brier"])}
     assert wins == {"macro_f1": "A", "auc": "A", "brier": "A"}, "a lower Brier score is the better one"
-    turned = {row.metric: row.winner for row in compare(*paired(worse, better), how, ["macro_f1", "brier"])}
+    turned = {row.metric: row.winner for row in compare(*paired(worse, better), how, 999, ["macro_f1", "brier"])}
     assert turned == {"macro_f1": "B", "brier": "B"}
-    assert {row.winner for row in compare(*paired(better, like), how)} == {None}
-    same = compare(*paired(better, better), how)
+    assert {row.winner for row in compare(*paired(better, like), how, 999)} == {None}
+    same = compare(*paired(better, better), how, 999)
     assert {row.p for row in same} == {1.0} and {row.winner for row in same} == {None}
+
+
+def test_luck_of_the_trainings_is_no_win() -> None:
+    """A leads in two of three trainings by far and trails in one: sure of these models, and of no method."""
+    a, b = said(seed=1, n=400, trainings=3), said(seed=2, n=400, trainings=3)
+    lucky = np.concatenate([said(4.0, seed=3, n=400, trainings=2).probability["cnn"], b.probability["cnn"][2:]])
+    a = replace(a, probability={"cnn": lucky})
+    (row,) = compare(*paired(a, b), HOW, 999, ["accuracy"])
+    assert row.p < 0.01 and row.interval and row.interval[0] < 0 < row.interval[1] and row.winner is None
+
+
+def test_rows_without_an_interval_are_not_corrected_for() -> None:
+    a, b = said(4.0, seed=1, n=200), said(0.5, seed=2, n=200)
+    alone, with_ece = (compare(*paired(a, b), HOW, 999, names) for names in (["auc"], ["ece", "auc"]))
+    assert with_ece[0].holm is None and with_ece[0].winner is None and with_ece[1] == alone[0]
 
 
 def test_the_p_of_a_row_does_not_depend_on_how_confident_a_run_is() -> None:
     """The area of a run whose probabilities are squeezed is the same, and so is its test."""
     a, b = said(2.0, seed=1), said(1.0, seed=2)
     flat = replace(b, probability={"cnn": b.probability["cnn"] * 0.1 + 0.3})
-    plain, squeezed = (compare(*paired(a, other), HOW, ["auc"])[0] for other in (b, flat))
+    plain, squeezed = (compare(*paired(a, other), HOW, 199, ["auc"])[0] for other in (b, flat))
     assert squeezed.p == plain.p and squeezed.difference == pytest.approx(plain.difference)
 
 
@@ -152,9 +167,9 @@ def test_trainings_are_paired_by_seed() -> None:
 def test_arms_in_common_are_compared() -> None:
     a, b = said(seed=1), said(seed=2)
     both = replace(b, probability={"vit": b.probability["cnn"], "cnn": b.probability["cnn"]})
-    assert {row.arm for row in compare(a, both, HOW, ["auc"])} == {"cnn"}
+    assert {row.arm for row in compare(a, both, HOW, 199, ["auc"])} == {"cnn"}
     with pytest.raises(DataError, match="no arm in common: A has cnn, B has vit"):
-        compare(a, replace(b, probability={"vit": b.probability["cnn"]}), HOW)
+        compare(a, replace(b, probability={"vit": b.probability["cnn"]}), HOW, 199)
 
 
 def test_a_summary_of_several_trainings() -> None:

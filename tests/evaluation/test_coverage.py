@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cass_scale.evaluation.statistics import Resampled, resample, sign_flips, units_of
+from cass_scale.evaluation.statistics import Resampled, Score, resample, sign_flips, units_of
 from cass_scale.evaluation.weighted import Weighted
 
 STUDIES, REPLICATES = 250, 250
@@ -72,6 +72,45 @@ def test_false_alarms_of_sign_flips() -> None:
         wanted, base, names = study(rng, 40, 1)
         a, b = (np.exp(np.log(base) + 0.7 * rng.normal(size=base.shape)) for _ in range(2))
         both = score(np.concatenate([wanted, wanted]), np.concatenate([a / 9, b / 9]).clip(max=1))
-        p_values.append(sign_flips([both], units_of(names), replicates=199, seed=number))
+        p_values.append(sign_flips([both], units_of(names), flips=199, seed=number))
     for name in NAMES:
         assert np.mean([p[name] <= 0.05 for p in p_values]) < 0.085
+
+
+def draw(rng: np.random.Generator, trainings: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """What 40 images have in common for every training, and what each training adds [S, 40] by luck; the truth is 0."""
+    own = 0.5 * rng.normal(size=(trainings, 40)) + spread * rng.normal(size=(trainings, 1))
+    return rng.normal(size=40), own
+
+
+def means(values: np.ndarray) -> list[Score]:
+    """The score of each training: the weighted mean of a number per image [S, N]."""
+    return [lambda w, x=one: {"mean": w @ x / w.sum(axis=1)} for one in values]
+
+
+@pytest.mark.parametrize("trainings", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.02, 0.15, 0.7], ids=["images decide", "both", "trainings decide"])
+def test_coverage_over_images_and_trainings(trainings: int, spread: float) -> None:
+    """Of the mean over trainings to come on images to come, whichever varies more; two trainings may cover more."""
+    rng, hits = np.random.default_rng(3), 0
+    for number in range(STUDIES):
+        shared, own = draw(rng, trainings, spread)
+        found = resample(means(shared + own), np.arange(40), replicates=100, seed=number)
+        low, high = found.interval("mean") or (1, 1)
+        hits += low <= 0 <= high
+    assert hits / STUDIES >= 0.93, hits / STUDIES
+
+
+@pytest.mark.parametrize("trainings", [3, 5])
+def test_false_winners_of_methods_that_are_equal(trainings: int) -> None:
+    """A training is better or worse by luck, the method is not: sign flips alone would name a winner far too often."""
+    rng, alone, wins, units = np.random.default_rng(4), 0, 0, np.arange(40)
+    for number in range(STUDIES):
+        shared, own = draw(rng, 2 * trainings, 0.15)
+        a, b = np.split(shared + own, 2)
+        p = sign_flips(means(np.hstack([a, b])), units, flips=199, seed=number)["mean"]
+        first, second = (resample(means(x), units, replicates=100, seed=number) for x in (a, b))
+        low, high = first.minus(second).interval("mean") or (0, 0)
+        alone += p < 0.05
+        wins += p < 0.05 and not low <= 0 <= high
+    assert alone / STUDIES > 0.1 and wins / STUDIES <= 0.06, (alone, wins)

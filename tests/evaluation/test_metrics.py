@@ -86,6 +86,16 @@ def test_two_classes_are_judged_by_the_second() -> None:
     assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, p))
 
 
+def test_the_positive_of_two_classes_can_be_the_first() -> None:
+    """Sorted by name, abnormal stands before normal: what is looked for is the first."""
+    truth, p = np.array([0, 0, 1, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.1, 0.9]])
+    keys = {"classes": ["abnormal", "normal"], "multilabel": False, "threshold": 0.3}
+    found, other = scores(truth, p, **keys, positive=0), scores(truth, p, **keys)
+    assert (found["sensitivity"], found["specificity"]) == (0.5, 0.5) and found["auc"] == 0.75
+    assert (other["sensitivity"], other["specificity"]) == (1.0, 0.5)
+    assert {name for name in found if found[name] != other[name]} == {"sensitivity"}
+
+
 def test_a_head_of_sigmoids_is_scored_as_shares_and_officially_as_it_is() -> None:
     """The notebook takes every class above 0.5: none of the first image, both of the second."""
     truth, p = np.array([0, 1]), np.array([[0.4, 0.2], [0.7, 0.9]])

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from cass_scale.evaluation import weighted as module
 from cass_scale.evaluation.metrics import scores
-from cass_scale.evaluation.weighted import Weighted, area
+from cass_scale.evaluation.weighted import Area, Weighted
 
 CASES = [(1, False), (2, False), (3, False), (5, False), (1, True), (2, True), (4, True)]
 
@@ -39,6 +39,15 @@ def test_weights_are_repetitions(classes: int, multilabel: bool, n: int) -> None
         assert got == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_positive_of_two_classes_can_be_the_first() -> None:
+    truth, p = sample(2, False, 60)
+    keys = {"multilabel": False, "threshold": 0.3, "positive": 0}
+    found = Weighted(np.eye(2)[truth], p, **keys)(np.ones((1, 60)))
+    expected = scores(truth, p, classes=["a", "b"], **keys)
+    for name in ("auc", "sensitivity", "specificity"):
+        assert found[name][0] == pytest.approx(expected[name])
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     truth, p = sample(3, False, 40)
     score, weights = Weighted(np.eye(3)[truth], p, multilabel=False, threshold=0.5), rng_weights(9, 40)
@@ -56,7 +65,7 @@ def test_area_takes_real_weights_and_ties() -> None:
     rng = np.random.default_rng(2)
     y, score, w = rng.random(50) < 0.4, rng.integers(0, 6, 50) / 5, rng.random((3, 50))
     expected = [roc_auc_score(y, score, sample_weight=one) for one in w]
-    assert area(score, y, w) == pytest.approx(expected)
+    assert Area(score, y)(w) == pytest.approx(expected)
 
 
 def test_the_order_of_the_area_can_be_given() -> None:

@@ -56,13 +56,19 @@ def test_scores_stand_beside_their_controls(tmp_path: Path, encoder: Encoder) ->
     text = written(runs / "contrast", encoder, runs=runs)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows[0] == "| weights | Macro F1 | Balanced accuracy | AUC |"
-    assert rows[1].startswith("| cass_contrast | 0.860 (+0.035, within noise) | 0.862")
-    assert rows[2].startswith("| null control | 0.825 | 0.830")
+    assert rows[1].startswith("| cass_contrast | 0.860 [0.825, 0.895] (+0.035, within noise) | 0.862")
+    assert rows[2].startswith("| null control | 0.825 [0.790, 0.860] | 0.830")
     assert any(row.startswith("| initial weights, untouched | 0.850") for row in rows)
     assert not any(row.startswith("| cass |") for row in rows), "other methods have cards of their own"
-    assert "less than 0.070 is noise" in text and "194 images held back** (test), 679 to learn from" in text
+    assert (
+        "within noise unless both 95 % intervals lie apart" in text
+        and "194 images held back** (test), 679 to learn from" in text
+    )
     alone = written(runs / "contrast", encoder)
-    assert "**No null control stands beside these scores**" in alone and "| cass_contrast | 0.860 |" in alone
+    assert (
+        "**No null control stands beside these scores**" in alone
+        and "| cass_contrast | 0.860 [0.825, 0.895] |" in alone
+    )
 
 
 def test_what_nobody_has_scored_says_so(tmp_path: Path, encoder: Encoder) -> None:
