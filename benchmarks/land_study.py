@@ -20,7 +20,7 @@ from cass_scale import choice, claims, evidence, published, records
 from cass_scale.errors import ConfigError
 from cass_scale.page import report
 from cass_scale.robustness import Estimate
-from cass_scale.studies import STUDY, Study, load, origin
+from cass_scale.studies import INITIAL, STUDY, Study, load, origin
 from cass_scale.study_page import correct, section
 
 KEPT = (
@@ -86,6 +86,15 @@ class Column:
         }
 
 
+def called(row: str, arm: str, found: list[Column]) -> str:
+    """A row's name; that of what the runs start from says which weights of the arm these are."""
+    if row != INITIAL:
+        return row
+    arms = [m.run.part("arms").get(arm) for one in found for m in one.study.members if m.run]
+    weights = dict.fromkeys(Path(made["weights"]).name for made in arms if made)
+    return f"{row} ({' or '.join(weights)} weights)"
+
+
 def columns(studies: list[Study]) -> list[Column]:
     """All settings of all studies."""
     shown = [section(study) for study in studies]
@@ -108,7 +117,8 @@ def scores(found: list[Column]) -> str:
     ]
     for key in dict.fromkeys(key for some in cells for key in some):
         texts = [cell(one) if (one := some.get(key)) else "" for some in cells]
-        lines.append(f"| {' | '.join([*key, *texts])} |")
+        protocol, arm, row = key
+        lines.append(f"| {' | '.join([protocol, arm, called(row, arm, found), *texts])} |")
     return "\n".join(lines)
 
 

@@ -103,16 +103,22 @@ def literal_path(word: str) -> str:
     """`word` with its value quoted where the key takes a path or a name: there `=`, `,`, `{` or 2024 are mere letters.
 
     A leading ~ is the home folder: no shell expands it behind `key=`. `null`, an empty value and what is quoted
-    already stay as they are.
+    already stay as they are. `against=[a,b]` is a list of paths.
     """
     found = PATH_KEYS.fullmatch(word)
     if found is None:
         return word
     key, value = found.groups()
+    if key == "against" and value[:1] + value[-1:] == "[]":
+        return word if set("'\"") & set(value) else f"{key}=[{','.join(map(_literal, value[1:-1].split(',')))}]"
+    return f"{key}={_literal(value)}"
+
+
+def _literal(value: str) -> str:
     if value in ("", "null") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return word
+        return value
     text = os.path.expanduser(value)
-    return f"{key}={text if PLAIN.fullmatch(text) and not _is_number_or_bool(text) else quoted(text)}"
+    return text if PLAIN.fullmatch(text) and not _is_number_or_bool(text) else quoted(text)
 
 
 def _is_number_or_bool(text: str) -> bool:

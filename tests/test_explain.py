@@ -19,6 +19,7 @@ from cass_scale import evaluate, explain, records
 from cass_scale.cli import main
 from cass_scale.data.sources import phantom
 from cass_scale.errors import ConfigError
+from cass_scale.verbs.onlookers import _names
 from tests.short_runs import pictures, short
 from tests.test_report_browser import WRAPPER, chromium, needs_chromium
 
@@ -81,11 +82,22 @@ def test_the_same_seed_gives_the_same_bytes(run: Path, looked: dict, tmp_path: P
     assert len(sums[0]) == 2 * len(EVERY) and sums[0] == sums[1]
 
 
-def test_another_run_stands_beside_it_in_its_own_size(run: Path, tmp_path: Path) -> None:
-    short(tmp_path / "random", "method=cass_null", "arms.image_size=48", "arms.cnn.model=resnet18")
-    record = look(run, f"out={tmp_path / 'out'}", f"against={tmp_path / 'random'}", "parts=[cka,attention]", "arm=vit")
-    assert list(record["sides"]) == ["this run", "initial", "run random"] and list(record["arms"]) == ["vit"]
-    assert set(record["sections"]["cka"]["numbers"]["vit"]) == {"with itself", "with initial", "with run random"}
+def test_other_runs_stand_beside_it_in_their_own_size(run: Path, tmp_path: Path) -> None:
+    labels, dino = tmp_path / "labels" / "s0", tmp_path / "dino" / "s0"
+    short(labels, "method=supervised", "arms.image_size=48", "arms.cnn.model=resnet18", "train.max_steps=1")
+    short(dino, "method=dino_small", "arm=cnn", "arms.global_size=32", "arms.local_size=16", "train.max_steps=1")
+    record = look(run, f"out={tmp_path / 'out'}", f"against=[{labels},{dino}]", "parts=[cka]")
+    assert list(record["sides"]) == ["this run", "initial", "supervised", "dino_small"]
+    numbers = record["sections"]["cka"]["numbers"]
+    of_vit = {"with itself", "with initial", "with supervised"}
+    assert set(numbers["vit"]) == of_vit and set(numbers["cnn"]) == of_vit | {"with dino_small"}
+    assert f"The run in {dino} has no arm vit." in record["notes"]
+
+
+def test_other_runs_are_called_by_what_tells_them_apart() -> None:
+    methods = {Path("a/s0"): "dino", Path("b/s0"): "dino", Path("plain"): "cass", Path("random"): "cass_null"}
+    assert list(_names(methods).values()) == ["dino", "dino #2", "plain", "cass_null"]
+    assert list(_names({Path("a-name-of-twenty-one"): "cass"}).values()) == ["a-name-of-twent\N{HORIZONTAL ELLIPSIS}"]
 
 
 def test_images_without_labels(run: Path, tmp_path: Path) -> None:

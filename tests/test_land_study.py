@@ -30,6 +30,7 @@ def test_a_finished_study_lands_with_its_numbers_and_without_the_machines_folder
     assert cell["mean"]["value"] == pytest.approx(sum(values.values()) / 3)
     assert f"{cell['mean']['value']:.3f} (" in record["table"]
     assert "collapsed: cass_paper 9 of 9" in record["table"]
+    assert "| knn | cnn | initial (resnet18.a1_in1k weights) |" in record["table"], "what the runs start from"
     verdicts = {one["claim"]: one["verdict"] for one in record["figures"]["claims"]}
     assert verdicts["CASS depends less on the batch size than DINO"] == "holds"
     both = [one for one in record["figures"]["scores"] if one["arm"] == "both" and one["row"] == "cass_contrast"]

@@ -48,6 +48,18 @@ def test_home_is_expanded_and_quotes_of_a_person_are_kept(monkeypatch: pytest.Mo
     assert literal_path("optim.lr=1,2") == "optim.lr=1,2", "only paths and names"
 
 
+def test_runs_to_stand_beside_are_one_path_or_a_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+
+    def against(*words: str) -> object:
+        return compose_config("explain", words)["against"]
+
+    assert against("against=runs/a=b") == "runs/a=b"
+    assert against("against=[~/x,runs/a=b,2024]") == ["/home/anna/x", "runs/a=b", "2024"]
+    assert against("against=['a,b',c]") == ["a,b", "c"]
+    assert against(*flatten({"against": [Path("a b"), "c,d"]})) == ["a b", "c,d"]
+
+
 def test_python_values_become_overrides() -> None:
     keys = {
         "train": {"epochs": np.int64(3), "clip": None, "trackers": ("wandb", "mlflow")},

@@ -28,9 +28,9 @@ LETTERS = 16  # of a name above a picture
 
 
 def states(config: JSON, record: JSON, trained: JSON) -> tuple[list[Side], list[str]]:
-    """This run, what it started from, random weights, and the other run; and remarks on what is missing.
+    """This run, what it started from, random weights, and the other runs; and remarks on what is missing.
 
-    Raises ConfigError for an unknown arm, or when the other run shares none.
+    Raises ConfigError for an unknown arm, or when another run shares none.
     """
     folder, arms, notes = Path(config["run"]["dir"]), config["arm"], []
     plain = all(spec.weights == "random" for spec in settings.arm_specs(trained).values())
@@ -42,14 +42,28 @@ def states(config: JSON, record: JSON, trained: JSON) -> tuple[list[Side], list[
             sides.append(Side(name, said, load_arms({"weights": weights, "arm": arms}, folder, trained)))
         except ConfigError as why:
             notes.append(f"The {name} weights are left out: {'; '.join(why.problems)}")
-    if config["against"] is not None:
-        sides.append(_other(Path(config["against"]), list(sides[0].arms), notes))
+    asked = config["against"] or []
+    others = {Path(path): finished(Path(path), "against") for path in ([asked] if isinstance(asked, str) else asked)}
+    names = _names({place: read["method"] for place, (read, _) in others.items()})
+    sides += [_other(place, names[place], *others[place], list(sides[0].arms), notes) for place in others]
     return sides, notes
 
 
-def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
+def _names(methods: dict[Path, str]) -> dict[Path, str]:
+    """What other runs are called above pictures: by their folder, where that tells them apart, else by their method."""
+    folders = {place: place.resolve().name for place in methods}
+    taken = [THIS, INITIAL, RANDOM, *folders.values()]
+    named: dict[Path, str] = {}
+    for place, name in folders.items():
+        short = name if taken.count(name) == 1 else methods[place]
+        short = short if len(short) <= LETTERS else f"{short[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+        again = sum(known.partition(" #")[0] == short for known in named.values())
+        named[place] = f"{short} #{again + 1}" if again else short
+    return named
+
+
+def _other(folder: Path, name: str, record: JSON, trained: JSON, arms: list[str], notes: list[str]) -> Side:
     """The arms of another run that have the names of this one's."""
-    record, trained = finished(folder, "against")
     there = list(settings.arm_specs(trained))
     shared = [arm for arm in arms if arm in there]
     if not shared:
@@ -60,9 +74,6 @@ def _other(folder: Path, arms: list[str], notes: list[str]) -> Side:
         notes.append(f"The run in {folder} has no arm {', '.join(missing)}.")
     if collapse := Run(folder, "", record).collapse:
         notes.append(f"The run in {folder} collapsed in pretraining ({', '.join(one['arm'] for one in collapse)}).")
-    name = folder.resolve().name
-    name = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
-    name = f"run {name}" if name in (THIS, INITIAL, RANDOM) else name
     arms_there = load_arms({"weights": "run", "arm": shared}, folder, trained)
     models = ", ".join(f"{arm} {encoder.spec.model}" for arm, encoder in arms_there.items())
     return Side(name, f"the run in {folder}, method {record['method']}: {models}", arms_there)

@@ -224,7 +224,7 @@ EVALUATE: dict[str, Rule] = {
 EXPLAIN: dict[str, Rule] = {
     "run.dir": or_null(TEXT),
     "images": or_null(TEXT),
-    "against": or_null(TEXT),
+    "against": or_null(names()),
     "out": or_null(TEXT),
     "parts": some_of(choice("attention", "convolutions", "gradcam", "cka", "embedding")),
     "maps": some_of(choice("tsne", "umap")),
