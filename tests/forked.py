@@ -100,6 +100,20 @@ def rank_1_hangs(rank: int) -> None:
     train.make_views = views  # type: ignore[assignment]
 
 
+def rank_1_hangs_at_the_start(rank: int) -> None:
+    """Before it takes part in the first exchange of weights."""
+    from cass_scale.verbs import spread
+
+    real = spread.start
+
+    def start(*args: Any) -> Any:
+        if rank == 1:
+            time.sleep(1000)
+        return real(*args)
+
+    spread.start = start
+
+
 def rank_1_sees_nan(rank: int) -> None:
     """In its third step."""
     from cass_scale import train

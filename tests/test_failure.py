@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cass_scale import checkpoint, records
+from cass_scale import checkpoint, pulse, records
 from tests.forked import Job
 from tests.kills import same_weights, storm
 
@@ -102,6 +102,35 @@ def test_a_hung_step_is_reported_with_rank_and_step_and_every_stack(tmp_path: Pa
     assert re.search(why, job.said(0)) and re.search(why, records.read(run)["error"])
     assert "in views\n" in (run / "logs/rank_1.log").read_text(), "the stack of the rank that hangs"
     assert "in update\n" in (run / "logs/rank_0.log").read_text(), "and of the one that waits for it"
+
+
+def test_a_start_that_hangs_is_reported_with_where_each_rank_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = Job(run, "train.hang_minutes=0.25", sabotage="rank_1_hangs_at_the_start")
+    assert job.codes() == [1, 1]
+    why = (
+        r"ranks 0, 1 have not begun the first step for \d+ s: "
+        r"rank 0 is in between, engine\.py:\d+ in _prepare; rank 1 is in between, pretrain\.py:\d+ in work"
+    )
+    assert re.search(why, job.said(0)) and re.search(why, records.read(run)["error"])
+    assert "in start\n" in (run / "logs/rank_1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("beats", "words"),
+    [
+        ([(3, "step", "a"), (3, "views", "b")], "rank 1 has not finished step 3 for 9 s: it is in views, b"),
+        ([(3, "step", "a")] * 2, "ranks 0, 1 have not finished step 3 for 9 s: they are in step, a"),
+        (
+            [(0, "", "a")] * 11 + [(0, "", "b"), (1, "data", "c")],
+            "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more have not begun the first step for 9 s: "
+            "rank 11 is in between, b; ranks 0, 1, 2, 3, 4, 5, 6, 7 and 3 more are in between, a",
+        ),
+    ],
+)
+def test_who_hangs_in_words(beats: list[tuple[int, str, str]], words: str) -> None:
+    heard = [{"rank": r, "step": s, "doing": d, "where": w} for r, (s, d, w) in enumerate(beats)]
+    assert pulse._hung(heard, 9.0) == words
 
 
 def test_ranks_that_are_cut_off_miss_each_other_though_no_collective_fails(tmp_path: Path) -> None:

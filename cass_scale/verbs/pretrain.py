@@ -131,6 +131,7 @@ def observe_run(run: Run, pulse: Pulse, place: Place, profiled: str | int | None
             hook(step)
 
     run.before_step = before_step
+    pulse.step(0)  # a start that hangs, in the first exchange of weights or a read of the probe, is named, too
 
 
 def work(
