@@ -221,7 +221,7 @@ def _judged(text: str) -> JSON:
 
 
 def _hung(beats: list[JSON], late: float) -> str:
-    """Which ranks are furthest behind, and where each of them is: before the first step that may not tell them apart."""
+    """Which ranks are furthest behind, and where: before the first step that may not tell them apart."""
     least = min(map(_progress, beats))
     places: dict[str, list[int]] = {}
     for beat in (beat for beat in beats if _progress(beat) == least):

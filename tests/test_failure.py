@@ -82,12 +82,21 @@ def test_a_loss_that_is_no_number_names_rank_step_and_images_and_keeps_the_check
     assert found[0] in job.said(1) and "step_00000002.pt" in [p.name for p in (run / "checkpoints").iterdir()]
 
 
-def test_a_full_disk_ends_all_ranks_and_leaves_the_last_checkpoint_whole(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sabotage", "file", "why"),
+    [
+        ("the_disk_fills_up", "checkpoint", "No space left on device"),
+        ("the_folder_turns_read_only", r"\S+run\.json", "Read-only file system"),  # which is to say so, and cannot
+    ],
+)
+def test_a_disk_that_takes_nothing_more_ends_all_ranks_and_leaves_the_last_checkpoint_whole(
+    sabotage: str, file: str, why: str, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    job = Job(run, sabotage="the_disk_fills_up")
+    job = Job(run, sabotage=sabotage)
     assert job.codes(LIMIT) == [1, 1]
-    assert "No space left on device" in job.said(0)
-    assert "rank 0 ended: checkpoint" in job.said(1) and "No space left on device" in job.said(1)
+    assert why in job.said(0)
+    assert re.search(rf"rank 0 ended: {file}.* could not be written \({why}\)", job.said(1)), job.said(1)
     saved = sorted((run / "checkpoints").glob("step_*.pt"))
     assert saved and checkpoint.load(saved[-1])["at"]["step"] >= 2
     assert Job(run).codes() == [0, 0]
@@ -142,5 +151,13 @@ def test_ranks_that_are_cut_off_miss_each_other_though_no_collective_fails(tmp_p
         assert re.search(why, job.said(rank)), job.said(rank)
 
 
-def test_random_kills_lose_nothing(tmp_path: Path) -> None:
-    storm(tmp_path, kills=int(os.environ.get("CASS_SCALE_KILLS", "3")), seed=0)
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_random_kills_lose_nothing(backend: str, tmp_path: Path) -> None:
+    storm(tmp_path, f"train.backend={backend}", kills=2, seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_many_random_kills_lose_nothing(backend: str, tmp_path: Path) -> None:
+    storm(tmp_path, f"train.backend={backend}", kills=int(os.environ.get("CASS_SCALE_KILLS", "10")), seed=1)
