@@ -56,7 +56,7 @@ class Job:
                 return
             time.sleep(0.02)
 
-    def codes(self, seconds: float = 100) -> list[int | None]:
+    def codes(self, seconds: float = 250) -> list[int | None]:
         """Exit codes; a rank that has not ended by then is killed: None."""
         deadline = time.monotonic() + seconds
         for rank in self.ranks:

@@ -23,7 +23,7 @@ SCRIPTS = sorted((*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *(ROOT / "test
 
 
 def launch(
-    script: str, *words: str, python: Path = Path(sys.executable), seconds: int = 60
+    script: str, *words: str, python: Path = Path(sys.executable), seconds: int = 200
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": str(python), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("RANKS", None)
