@@ -90,8 +90,9 @@ def called(row: str, arm: str, found: list[Column]) -> str:
     """A row's name; that of what the runs start from says which weights of the arm these are."""
     if row != INITIAL:
         return row
-    arms = [m.run.part("arms").get(arm) for one in found for m in one.study.members if m.run]
-    weights = dict.fromkeys(Path(made["weights"]).name for made in arms if made)
+    runs = [m.run.part("arms") for one in found for m in one.study.members if m.run]
+    made = [arms[name] for arms in runs for name in ([arm] if arm in arms else arms)]  # `both` has no weights of its own
+    weights = dict.fromkeys(Path(one["weights"]).name for one in made)
     return f"{row} ({' or '.join(weights)} weights)"
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from cass_scale.cli import main
+from cass_scale.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

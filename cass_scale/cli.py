@@ -40,8 +40,16 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted."""
+def program() -> int:
+    """`main` as all that a process does: what launchers send behind its end shall not change the exit code."""
+    return main(for_good=True)
+
+
+def main(argv: Sequence[str] | None = None, *, for_good: bool = False) -> int:
+    """Run one verb; returns the exit code: 0 ok, 2 configuration, 3 data, 75 preempted.
+
+    for_good: SIGTERM and SIGUSR1 stay ignored afterwards.
+    """
     born = _process_start()
     arguments = sys.argv[1:] if argv is None else list(argv)
     sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records it
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     how = Call(_command(arguments), dry_run=options.dry_run, quiet=options.quiet, born=born)
     try:
-        with ending_in_order(for_good=argv is None):
+        with ending_in_order(for_good=for_good):
             result = run_verb(options.verb, [*options.overrides, *rest], how)
     except (CassScaleError, OSError) as error:
         if options.debug:

@@ -220,8 +220,6 @@ class Ledger:
             self._keep_best(at)
         if ending or at.step % todo.save_every == 0:
             self._save(at)
-        if ending:
-            run.before_step(None)
 
     def _look(self, at: Progress) -> JSON:
         if self.observe is None:

@@ -88,7 +88,10 @@ class Pulse:
         return all(heard.beat.get("bye") or heard.age > BROKEN for heard in self.board.heard.values())
 
     def step(self, number: int | None) -> None:
-        """Step `number` begins, and the one before it has ended; None: no step is under way any more."""
+        """Step `number` begins, and the one before it has ended; None: no step is under way any more.
+
+        0: what comes before the first step of this process, and is watched as a step is.
+        """
         self._since = None if number is None else time.monotonic()
         self._step = number or self._step
 
@@ -197,9 +200,7 @@ class Pulse:
             return _judged(f"{whose} died or was cut off: {last}; see logs/rank_{rank}.log; {AGAIN}")
         late = time.monotonic() - self._since if self._since else 0.0
         if late > self.hang + (5 * PERIOD if self.rank else 0):  # rank 0, who knows all, first
-            beat = min([self.beat(), *(h.beat for h in self.board.heard.values() if h.beat)], key=_progress)
-            place = f"it is in {beat['doing'] or 'between'}, {beat['where']}"
-            text = f"rank {beat['rank']} has not finished step {beat['step']} for {late:.0f} s: {place}"
+            text = _hung([self.beat(), *(heard.beat for heard in self.board.heard.values() if heard.beat)], late)
             return _judged(f"{text} (train.hang_minutes; stacks are in logs/); {AGAIN}")
         return None
 
@@ -217,6 +218,28 @@ class Pulse:
 
 def _judged(text: str) -> JSON:
     return {"text": text, "code": EXIT_FAILED}
+
+
+def _hung(beats: list[JSON], late: float) -> str:
+    """Which ranks are furthest behind, and where: before the first step that may not tell them apart."""
+    least = min(map(_progress, beats))
+    places: dict[str, list[int]] = {}
+    for beat in (beat for beat in beats if _progress(beat) == least):
+        places.setdefault(f"{beat['doing'] or 'between'}, {beat['where']}", []).append(beat["rank"])
+    behind = sorted(rank for ranks in places.values() for rank in ranks)
+    what = f"finished step {least[0]}" if least[0] else "begun the first step"
+    if len(places) == 1:
+        where = f"{'they are' if len(behind) > 1 else 'it is'} in {next(iter(places))}"
+    else:
+        few_first = sorted(places.items(), key=lambda item: (len(item[1]), item[1]))
+        where = "; ".join(f"{_ranks(ranks)} {'are' if len(ranks) > 1 else 'is'} in {at}" for at, ranks in few_first)
+    return f"{_ranks(behind)} {'have' if len(behind) > 1 else 'has'} not {what} for {late:.0f} s: {where}"
+
+
+def _ranks(numbers: list[int], most: int = 8) -> str:
+    """For a message."""
+    shown = ", ".join(map(str, numbers[:most])) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+    return f"rank{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def _progress(beat: JSON) -> tuple[int, int]:

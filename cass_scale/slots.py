@@ -103,7 +103,8 @@ def _start(job: Job, device: str | None, beside: int) -> _Running:
 
 
 def leave_with_parent() -> None:
-    """For a child, between fork and exec: SIGTERM when its parent is killed (on Linux)."""
+    """For a child, between fork and exec: SIGTERM when its parent is killed (on Linux), and ears for it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a parent that ignores it would hand that down
     if _libc is not None:
         _libc.prctl(DIE_WITH_PARENT, signal.SIGTERM)
 

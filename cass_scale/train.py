@@ -61,6 +61,7 @@ def train(
                 ledger.step(at, rates.lr, means, ids, ending=stopping or at.step == last)
                 if stopping and at.step < last:
                     leave(stop.name, at, engine, run)
+    run.before_step(None)
     if average and at.step == whole:
         average.finish(method, (make_views(b.images, views, b.index, seed=todo.seed, epoch=0) for b in stream.epoch(0)))
     return at
@@ -90,6 +91,7 @@ def update(
 
 def leave(signal: str, at: Progress, engine: Engine, run: Run) -> NoReturn:
     """Raise Preempted once it is recorded and all ranks are here: when one goes, a launcher kills the others."""
+    run.before_step(None)
     why = f"{signal}: saved at step {at.step}; run the same command again to continue"
     run.update(status="preempted", error=why)
     engine.accelerator.wait_for_everyone()

@@ -6,6 +6,7 @@ themselves. `sabotage` names a function of this module that runs first, in every
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -55,7 +56,7 @@ class Job:
                 return
             time.sleep(0.02)
 
-    def codes(self, seconds: float = 100) -> list[int | None]:
+    def codes(self, seconds: float = 250) -> list[int | None]:
         """Exit codes; a rank that has not ended by then is killed: None."""
         deadline = time.monotonic() + seconds
         for rank in self.ranks:
@@ -100,6 +101,20 @@ def rank_1_hangs(rank: int) -> None:
     train.make_views = views  # type: ignore[assignment]
 
 
+def rank_1_hangs_at_the_start(rank: int) -> None:
+    """Before it takes part in the first exchange of weights."""
+    from cass_scale.verbs import spread
+
+    real = spread.start
+
+    def start(*args: Any) -> Any:
+        if rank == 1:
+            time.sleep(1000)
+        return real(*args)
+
+    spread.start = start
+
+
 def rank_1_sees_nan(rank: int) -> None:
     """In its third step."""
     from cass_scale import train
@@ -123,10 +138,24 @@ def the_disk_fills_up(rank: int) -> None:
     def full(state: Any, file: Any, *args: Any, **keys: Any) -> None:
         if rank == 0 and isinstance(state, dict) and state.get("at", {}).get("step") == 4:
             file.write(b"half")
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(state, file, *args, **keys)
 
     torch.save = full
+
+
+def the_folder_turns_read_only(rank: int) -> None:
+    """With the checkpoint of step 4, for everything that is written from then on."""
+    real, turned = Path.open, []
+
+    def opened(path: Path, mode: str = "r", *args: Any, **keys: Any) -> Any:
+        if path.name.startswith(".step_00000004."):
+            turned.append(path)
+        if turned and mode[0] in "wa":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, mode, *args, **keys)
+
+    Path.open = opened  # type: ignore[method-assign, assignment]
 
 
 def rank_1_is_cut_off(rank: int) -> None:

@@ -88,11 +88,13 @@ def test_what_must_be_known_is_noted(tmp_path: Path) -> None:
     seen = [{"step": 9, "arm": "vit", "why": "same output"}]
     a = add(tmp_path, "a", said(n=20, seed=1, trainings=2), collapse=seen)
     b = add(tmp_path, "b", said(n=20, seed=2, trainings=2))
+    records.update(b, world_size=2, backend="zero2")
     path = b / "evaluate/knn-run.json"
     records.write_json(path, records.read_json(path) | {"settings": {"k": 5}})
     notes = compare(A=a, B=b, replicates=500, flips=500, quiet=True)["tables"][0]["notes"]
     assert notes == [
-        "A collapsed in pretraining (vit)", "evaluated with other settings: k: 20 -> 5",
+        "A collapsed in pretraining (vit)", "A was trained on one rank, B on 2 ranks by zero2",
+        "evaluated with other settings: k: 20 -> 5",
         "10 patients, groups or single images: intervals of so few are rough",
     ]  # fmt: skip
 

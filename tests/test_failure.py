@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cass_scale import checkpoint, records
+from cass_scale import checkpoint, pulse, records
 from tests.forked import Job
 from tests.kills import same_weights, storm
 
@@ -82,12 +82,19 @@ def test_a_loss_that_is_no_number_names_rank_step_and_images_and_keeps_the_check
     assert found[0] in job.said(1) and "step_00000002.pt" in [p.name for p in (run / "checkpoints").iterdir()]
 
 
-def test_a_full_disk_ends_all_ranks_and_leaves_the_last_checkpoint_whole(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sabotage", "why"),
+    [("the_disk_fills_up", "No space left on device"), ("the_folder_turns_read_only", "Read-only file system")],
+)
+def test_a_disk_that_takes_nothing_more_ends_all_ranks_and_leaves_the_last_checkpoint_whole(
+    sabotage: str, why: str, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    job = Job(run, sabotage="the_disk_fills_up")
+    job = Job(run, sabotage=sabotage)
+    job.wait_for("metrics.jsonl", '"step": 3')
     assert job.codes(LIMIT) == [1, 1]
-    assert "No space left on device" in job.said(0)
-    assert "rank 0 ended: checkpoint" in job.said(1) and "No space left on device" in job.said(1)
+    assert why in job.said(0)
+    assert re.search(rf"rank 0 ended: checkpoint .* could not be written \({why}\)", job.said(1)), job.said(1)
     saved = sorted((run / "checkpoints").glob("step_*.pt"))
     assert saved and checkpoint.load(saved[-1])["at"]["step"] >= 2
     assert Job(run).codes() == [0, 0]
@@ -104,6 +111,35 @@ def test_a_hung_step_is_reported_with_rank_and_step_and_every_stack(tmp_path: Pa
     assert "in update\n" in (run / "logs/rank_0.log").read_text(), "and of the one that waits for it"
 
 
+def test_a_start_that_hangs_is_reported_with_where_each_rank_is(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = Job(run, "train.hang_minutes=0.25", sabotage="rank_1_hangs_at_the_start")
+    assert job.codes() == [1, 1]
+    why = (
+        r"ranks 0, 1 have not begun the first step for \d+ s: "
+        r"rank 0 is in between, engine\.py:\d+ in _prepare; rank 1 is in between, pretrain\.py:\d+ in work"
+    )
+    assert re.search(why, job.said(0)) and re.search(why, records.read(run)["error"])
+    assert "in start\n" in (run / "logs/rank_1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("beats", "words"),
+    [
+        ([(3, "step", "a"), (3, "views", "b")], "rank 1 has not finished step 3 for 9 s: it is in views, b"),
+        ([(3, "step", "a")] * 2, "ranks 0, 1 have not finished step 3 for 9 s: they are in step, a"),
+        (
+            [(0, "", "a")] * 11 + [(0, "", "b"), (1, "data", "c")],
+            "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 4 more have not begun the first step for 9 s: "
+            "rank 11 is in between, b; ranks 0, 1, 2, 3, 4, 5, 6, 7 and 3 more are in between, a",
+        ),
+    ],
+)
+def test_who_hangs_in_words(beats: list[tuple[int, str, str]], words: str) -> None:
+    heard = [{"rank": r, "step": s, "doing": d, "where": w} for r, (s, d, w) in enumerate(beats)]
+    assert pulse._hung(heard, 9.0) == words
+
+
 def test_ranks_that_are_cut_off_miss_each_other_though_no_collective_fails(tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = Job(run, sabotage="rank_1_is_cut_off")
@@ -113,5 +149,13 @@ def test_ranks_that_are_cut_off_miss_each_other_though_no_collective_fails(tmp_p
         assert re.search(why, job.said(rank)), job.said(rank)
 
 
-def test_random_kills_lose_nothing(tmp_path: Path) -> None:
-    storm(tmp_path, kills=int(os.environ.get("CASS_SCALE_KILLS", "3")), seed=0)
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_random_kills_lose_nothing(backend: str, tmp_path: Path) -> None:
+    storm(tmp_path, f"train.backend={backend}", kills=2, seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("backend", ["ddp", "zero2"])
+def test_many_random_kills_lose_nothing(backend: str, tmp_path: Path) -> None:
+    storm(tmp_path, f"train.backend={backend}", kills=int(os.environ.get("CASS_SCALE_KILLS", "10")), seed=1)

@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cass_scale import records
 from cass_scale.cli import compose_config
 from cass_scale.errors import EXIT_CONFIG, EXIT_DATA, EXIT_PREEMPTED
 
@@ -21,12 +22,15 @@ LAUNCH = ROOT / "launch"
 SCRIPTS = sorted((*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), *(ROOT / "tests").rglob("*.sh")))
 
 
-def launch(script: str, *words: str, python: Path = Path(sys.executable)) -> subprocess.CompletedProcess[str]:
+def launch(
+    script: str, *words: str, python: Path = Path(sys.executable), seconds: int = 200
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHON": str(python), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("RANKS", None)
     return subprocess.run(
-        ["bash", str(LAUNCH / script), *words], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
+        ["bash", str(LAUNCH / script), *words],
+        capture_output=True, text=True, env=environment, timeout=seconds, check=False,
+    )  # fmt: skip
 
 
 def manifests() -> dict[str, Any]:
@@ -65,6 +69,17 @@ def test_one_rank_per_gpu_and_every_other_word_is_passed_on(tmp_path: Path) -> N
     told = "-m cass_scale.torchrun --nproc-per-node 2 --standalone -m cass_scale pretrain data.path=a b --quiet\n"
     assert launch("local.sh", *words, python=python).stdout == told
     assert "take --ranks 2" in launch("local.sh", "--ranks", "3", *words, python=python).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_ranks_on_a_laptop_train(tmp_path: Path) -> None:
+    words = ("data=digits", "arms=tiny", "train.batch_size=8", "train.max_steps=1", "monitor.images=8")
+    more = ("train.count_flops=false", "stream.workers=0", "train.device=cpu", f"run.dir={tmp_path / 'run'}")
+    done = launch("local.sh", "--ranks", "2", "--cpu", "pretrain", *words, *more, seconds=250)
+    assert done.returncode == 0, done.stderr
+    record = records.read(tmp_path / "run")
+    assert (record["status"], record["steps"], record["world_size"], record["backend"]) == ("done", 1, 2, "ddp")
 
 
 def test_kubernetes_knows_every_field() -> None:

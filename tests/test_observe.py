@@ -84,9 +84,11 @@ def test_a_folder_is_busy_for_readers_too(tmp_path: Path) -> None:
 
 def test_stragglers_are_marked_in_the_report(tmp_path: Path) -> None:
     quick = {"host": "a", "steps": 40, "step_s": 0.3, "data_s": 0.001}
-    add_run(tmp_path, "run", "cass_contrast", ranks=[quick, quick, quick | {"host": "slow", "data_s": 0.1}])
+    ranks = [quick, quick, quick | {"host": "slow", "data_s": 0.1}]
+    add_run(tmp_path, "run", "cass_contrast", world_size=3, backend="zero2", ranks=ranks)
     page = Path(report(f"runs={tmp_path}", f"out={tmp_path / 'page.html'}", quiet=True)["out"]).read_text()
     assert page.count("the others wait for it") == 1 and "<td>slow</td>" in page
+    assert "world size 3, zero2<" in page
 
 
 @pytest.mark.parametrize("text", ["0", "3-2", "a", "1-2-3", "-4", "2.5"])

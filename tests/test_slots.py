@@ -62,11 +62,13 @@ signal.signal(signal.SIGTERM, stop); pathlib.Path({str(tmp_path / "begun")!r}).t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
-def test_children_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN"])
+def test_children_do_not_outlive_a_killed_parent(handler: str, tmp_path: Path) -> None:
     place = str(tmp_path / "pid")
     child = f"import os, pathlib, time; pathlib.Path({place!r}).write_text(str(os.getpid())); time.sleep(60)"
     parent = (
-        "import sys; from pathlib import Path; from cass_scale.slots import Job, work; "
+        "import signal, sys; from pathlib import Path; from cass_scale.slots import Job, work; "
+        f"signal.signal(signal.SIGTERM, signal.{handler}); "
         f"job = Job('x', (sys.executable, '-c', {child!r}), Path({str(tmp_path / 'x.log')!r})); "
         "work([job], [None], print, lambda: False)"
     )

@@ -52,14 +52,31 @@ def test_deepspeed_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     ("env", "message"),
     [
         (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "ACCELERATE_GRADIENT_CLIPPING=1.0 .* use train.clip"),
-        (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "OFFLOAD_PARAM_DEVICE=cpu would be ignored"),
-        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true would be ignored; use a smaller"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "OFFLOAD_PARAM_DEVICE=cpu is not what decides"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS=true is not what decides here; use a smaller"),
+        (FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}, "use train.backend=zero2, which keeps weights whole"),
+        (ZERO | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "ACCUMULATION_STEPS=4 .* use train.accumulate"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "2"}, "ACCUMULATION_STEPS=2 .* use train.accumulate"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "ACCELERATE_DYNAMO_BACKEND=INDUCTOR .* use train.compile"),
         (FSDP | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use train.recompute"),
     ],
 )
-def test_settings_of_the_launcher_that_would_be_ignored_are_refused(env: dict[str, str], message: str) -> None:
+def test_settings_of_the_launcher_that_our_keys_decide_are_refused(env: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spread.told(env)
+
+
+def test_what_accelerate_always_sets_is_no_contradiction() -> None:
+    always = {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}
+    assert spread.told(FSDP | always | {"FSDP_RESHARD_AFTER_FORWARD": "true"}).backend == "fsdp2"
+
+
+def test_a_run_that_torchrun_may_restart_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread.check_restarts("runs/mine", {"TORCHELASTIC_MAX_RESTARTS": "3"})
+    spread.check_restarts(None, {"TORCHELASTIC_MAX_RESTARTS": "0"})
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ConfigError, match=r"run.dir=null with torchrun --max-restarts=3: .* give run.dir=FOLDER"):
+        pretrain("data=phantom", "train.device=cpu")
 
 
 def test_a_deepspeed_file_tunes_zero_and_decides_nothing_else(tmp_path: Path) -> None:

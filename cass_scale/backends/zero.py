@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -55,10 +56,11 @@ class Zero(Engine):
         super().__init__(method, optimizer, accelerator)
 
     def _prepare(self) -> tuple[Any, Any]:
-        # By default it takes a GPU that is there, and its own launcher, MPI and compiled collectives.
+        # By default it takes a GPU that is there, its own launcher and MPI.
         os.environ["DS_ACCELERATOR"] = self.accelerator.device.type
         import deepspeed
 
+        compile_nothing()
         warnings.filterwarnings(
             "ignore", r"`torch.distributed.\w+_tensor` is deprecated", FutureWarning
         )  # its own calls
@@ -196,6 +198,18 @@ class Zero(Engine):
         for name, p in self._named():
             p.ds_tensor.data.copy_(share(model[name], p.ds_tensor.numel()))
             safe_set_local_fp32_param(p, p.ds_tensor)
+
+
+def compile_nothing() -> None:
+    """DeepSpeed compiles a collective of its own for CPUs, which training never calls, at its first start.
+
+    What it waits behind is a lock file, which a killed process leaves for ever to all later ones
+    (torch.utils.file_baton). Raises RuntimeError when a later DeepSpeed has it elsewhere.
+    """
+    backend: Any = importlib.import_module("deepspeed.comm.torch")  # the attribute of that name is plain torch
+    if not hasattr(backend, "build_shm_op"):
+        raise RuntimeError("deepspeed.comm.torch.build_shm_op is gone: take the deepspeed of constraints.txt")
+    backend.build_shm_op = lambda: None
 
 
 def settings(stage: int, precision: str, tuned: JSON) -> JSON:

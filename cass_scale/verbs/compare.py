@@ -162,6 +162,9 @@ def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
         arms = ", ".join(dict.fromkeys(str(entry.get("arm")) for entry in side.run.get("collapse") or []))
         if arms and side.evaluation.get("weights") == "run":
             found.append(f"{name} collapsed in pretraining ({arms})")
+    ways = [_spread(side.run) for side in (a, b)]
+    if ways[0] != ways[1]:
+        found.append(f"A was trained on {ways[0]}, B on {ways[1]}")
     if other := differences(a.evaluation.get("settings") or {}, b.evaluation.get("settings") or {}):
         found.append(f"evaluated with other settings: {'; '.join(other)}")
     first, second = ({key: side.evaluation.get(key) for key in AMOUNT} for side in (a, b))
@@ -174,6 +177,12 @@ def notes(a: Side, b: Side, units: int, trainings: int) -> list[str]:
     if units < 30:
         found.append(f"{units} patients, groups or single images: intervals of so few are rough")
     return found
+
+
+def _spread(run: JSON) -> str:
+    """Over how many ranks, and how."""
+    ranks = run.get("world_size") or 1
+    return f"{ranks} ranks by {run.get('backend') or 'ddp'}" if ranks > 1 else "one rank"
 
 
 def too_few(rows: int, flips: int) -> list[str]:

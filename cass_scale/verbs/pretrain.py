@@ -131,6 +131,7 @@ def observe_run(run: Run, pulse: Pulse, place: Place, profiled: str | int | None
             hook(step)
 
     run.before_step = before_step
+    pulse.step(0)  # a start that hangs, in the first exchange of weights or a read of the probe, is named, too
 
 
 def work(
@@ -230,6 +231,8 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
+    with problems.collecting():
+        spread.check_restarts(folder, os.environ)
     problems.check(
         folder is None or settings.writable(Path(folder)),
         f"run.dir={folder}: not writable; choose a folder you may write to",

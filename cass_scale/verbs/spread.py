@@ -24,11 +24,14 @@ from cass_scale.verbs.settings import missing
 DEEPSPEED, FSDP, MIXED = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"
 STAGE, STAGE_FILE = "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ASIDE = {  # what our own keys decide: variable -> (values that say nothing, what to use instead)
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "train.accumulate"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "train.compile"),
     "ACCELERATE_GRADIENT_CLIPPING": (("none",), "train.clip"),
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (("none",), "a smaller train.batch_size or more ranks"),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (("none",), "a smaller train.batch_size or more ranks"),
     "FSDP_OFFLOAD_PARAMS": (("false",), "a smaller train.batch_size or more ranks"),
     "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "train.recompute"),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true", "full_shard"), "train.backend=zero2, which keeps weights whole"),
 }
 
 
@@ -42,13 +45,12 @@ class Told:
 
 def told(env: Mapping[str, str]) -> Told:
     """Read the launcher's variables. Raises ConfigError for what is not supported, with what to use instead."""
+    refuse_aside(env)
     if env.get(DEEPSPEED) == "true":
-        refuse_aside(env)
         tuned = read_tuning(env[STAGE_FILE]) if STAGE_FILE in env else {}
         stage = int(tuned.pop("stage", env.get(STAGE, "2")))
         return Told(f"zero{stage}" if stage else "ddp", tuned)
     if env.get(FSDP) == "true":
-        refuse_aside(env)
         if env.get("FSDP_VERSION") != "2":
             raise ConfigError("fsdp_version: 1 is not supported; use launch/accelerate/fsdp2.yaml")
         return Told("fsdp2")
@@ -56,9 +58,9 @@ def told(env: Mapping[str, str]) -> Told:
 
 
 def refuse_aside(env: Mapping[str, str]) -> None:
-    """Raise ConfigError for a launcher's setting that would be ignored."""
+    """Raise ConfigError for a launcher's setting that would be ignored, or meddle with what our keys decide."""
     wrong = [
-        f"the launcher's {name}={env[name]} would be ignored; use {instead}"
+        f"the launcher's {name}={env[name]} is not what decides here; use {instead}"
         for name, (silent, instead) in ASIDE.items()
         if env.get(name, silent[0]).lower() not in silent
     ]
@@ -120,6 +122,15 @@ def check_ranks(world: int, backend: str | None, asked: int | None, env: Mapping
         raise ConfigError(
             f"{' and '.join(wrong)} asked for, but {ranks}: start the ranks with `torchrun --nproc_per_node N -m "
             "cass_scale pretrain ...`, also on CPUs, or with `accelerate launch` without --cpu"
+        )
+
+
+def check_restarts(folder: str | None, env: Mapping[str, str]) -> None:
+    """Raise ConfigError where torchrun may restart a run whose folder nobody has named: it would begin another one."""
+    if folder is None and (restarts := env.get("TORCHELASTIC_MAX_RESTARTS", "0")) != "0":
+        raise ConfigError(
+            f"run.dir=null with torchrun --max-restarts={restarts}: a name made of the time is another one after every "
+            "restart, and the run would begin again; give run.dir=FOLDER"
         )
 
 

@@ -131,7 +131,6 @@ def open_place(
             kwargs_handlers=[*handlers, InitProcessGroupKwargs(init_method=dist.init_method())],
         )
     spread.check_ranks(accelerator.num_processes, told.backend, ranks, env)
-    accelerator.gradient_accumulation_steps = 1  # the launcher's own would divide the loss beside train.accumulate
     held = hardware.hold(limits, resolved, accelerator.device) if limits else None
     return Place(accelerator.device, resolved, accelerator, told, limits, held)
 
