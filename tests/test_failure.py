@@ -149,6 +149,7 @@ def test_ranks_that_are_cut_off_miss_each_other_though_no_collective_fails(tmp_p
         assert re.search(why, job.said(rank)), job.said(rank)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("backend", ["ddp", "zero2"])
 def test_random_kills_lose_nothing(backend: str, tmp_path: Path) -> None:
     storm(tmp_path, f"train.backend={backend}", kills=2, seed=0)
