@@ -40,7 +40,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
 
 
 def left_of(options: JSON, call: Call) -> JSON:
-    """The options with what is left of `bench.limit`, which counts from when the process began: imports are part of it."""
+    """The options with what is left of `bench.limit`, which counts from the start of the process, imports included."""
     limit = options.get("limit")
     if limit is None or call.born is None:
         return options
