@@ -60,9 +60,9 @@ by() {
   timeout --kill-after=5 "$left" "$@"
 }
 
-# bench PERCENT WORD...: a benchmark that knows when PERCENT of the clock are over, but for the time to begin and to write
+# bench PERCENT WORD...: a benchmark that knows when PERCENT of the clock are over, but for a twentieth to end and to write
 bench() {
-  local left=$((limit * $1 / 100 - SECONDS - 25))
+  local left=$((limit * $1 / 100 - limit / 20 - SECONDS))
   by "$1" "$python" -m cass_scale bench "bench.limit=$((left > 1 ? left : 1))" "${@:2}"
 }
 

@@ -13,6 +13,8 @@ from cass_scale.errors import ConfigError, DataError
 from cass_scale.evidence import Finding
 from cass_scale.measure import costs, loaders, savings, step, turns
 from cass_scale.measure.turns import UNFINISHED, end_of, failed, in_turns, ratio, spread, told
+from cass_scale.types import Call
+from cass_scale.verbs import bench as bench_verb
 from tests.short_runs import pictures
 
 STAYS = """
@@ -126,6 +128,14 @@ def test_a_record_is_left_and_its_page_holds_the_table(tmp_path: Path, monkeypat
     assert record["command"].startswith("cass-scale bench name=loaders")
     assert (tmp_path / "record" / "more.csv").read_text() == "a\n1\n"
     assert "| a |\n|---|\n| 1 |" in (tmp_path / "record" / "README.md").read_text()
+
+
+def test_the_time_that_a_process_takes_to_begin_is_part_of_its_limit() -> None:
+    options = {"limit": 100.0, "turns": 1}
+    left = bench_verb.left_of(options, Call("", born=time.time() - 30))
+    assert left["turns"] == 1 and 65 < left["limit"] <= 70
+    assert bench_verb.left_of(options, Call("", born=time.time() - 300))["limit"] == 0
+    assert bench_verb.left_of(options, Call("")) == options and bench_verb.left_of({}, Call("", born=1.0)) == {}
 
 
 def test_table_and_legend_come_from_the_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         sides = module.dry_run(config, build, console) if hasattr(module, "dry_run") else None
         console.say(f"would run {name}: {config['bench']}\nnothing was started (--dry-run)")
         return {"name": name} | ({"sides": sides} if sides else {})
-    found: evidence.Finding = module.run(config, build, console.say)
+    found: evidence.Finding = module.run(config | {"bench": left_of(config["bench"], call)}, build, console.say)
     console.say(f"\n{found.table}")
     if out is not None:
         limits = hardware.read(config["hardware"])
@@ -36,3 +37,11 @@ def run(config: JSON, build: Build, call: Call) -> JSON:
         evidence.write_record(Path(out), found, command=call.command, options=config, machine=machine)
         console.say(f"record: {out}")
     return {"question": found.question, "table": found.table, "figures": found.figures, "out": out}
+
+
+def left_of(options: JSON, call: Call) -> JSON:
+    """The options with what is left of `bench.limit`, which counts from the start of the process, imports included."""
+    limit = options.get("limit")
+    if limit is None or call.born is None:
+        return options
+    return options | {"limit": max(0.0, limit - (time.time() - call.born))}
