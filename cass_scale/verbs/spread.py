@@ -131,8 +131,8 @@ def restarts(folder: str | None, env: Mapping[str, str]) -> list[str]:
     if folder is not None or most == "0":
         return []
     return [
-        f"run.dir=null with torchrun --max-restarts={most}: a name made of the time is another one after every restart, "
-        "and the run would begin again; give run.dir=FOLDER"
+        f"run.dir=null with torchrun --max-restarts={most}: a name made of the time is another one after every "
+        "restart, and the run would begin again; give run.dir=FOLDER"
     ]
 
 
