@@ -72,8 +72,8 @@ def test_what_accelerate_always_sets_is_no_contradiction() -> None:
 
 
 def test_a_run_that_torchrun_may_restart_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    spread.check_restarts("runs/mine", {"TORCHELASTIC_MAX_RESTARTS": "3"})
-    spread.check_restarts(None, {"TORCHELASTIC_MAX_RESTARTS": "0"})
+    assert not spread.restarts("runs/mine", {"TORCHELASTIC_MAX_RESTARTS": "3"})
+    assert not spread.restarts(None, {"TORCHELASTIC_MAX_RESTARTS": "0"})
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(ConfigError, match=r"run.dir=null with torchrun --max-restarts=3: .* give run.dir=FOLDER"):
         pretrain("data=phantom", "train.device=cpu")

@@ -231,8 +231,7 @@ def check(config: JSON, build: Build) -> tuple[dict[str, ArmSpec], type[Method]]
         with problems.collecting():
             make_schedule(batch_size=batch, **config["schedule"])
     folder = config["run"]["dir"]
-    with problems.collecting():
-        spread.check_restarts(folder, os.environ)
+    problems.found += spread.restarts(folder, os.environ)
     problems.check(
         folder is None or settings.writable(Path(folder)),
         f"run.dir={folder}: not writable; choose a folder you may write to",

@@ -125,13 +125,15 @@ def check_ranks(world: int, backend: str | None, asked: int | None, env: Mapping
         )
 
 
-def check_restarts(folder: str | None, env: Mapping[str, str]) -> None:
-    """Raise ConfigError where torchrun may restart a run whose folder nobody has named: it would begin another one."""
-    if folder is None and (restarts := env.get("TORCHELASTIC_MAX_RESTARTS", "0")) != "0":
-        raise ConfigError(
-            f"run.dir=null with torchrun --max-restarts={restarts}: a name made of the time is another one after every "
-            "restart, and the run would begin again; give run.dir=FOLDER"
-        )
+def restarts(folder: str | None, env: Mapping[str, str]) -> list[str]:
+    """What is wrong where torchrun may restart a run whose folder nobody has named: it would begin another one."""
+    most = env.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if folder is not None or most == "0":
+        return []
+    return [
+        f"run.dir=null with torchrun --max-restarts={most}: a name made of the time is another one after every "
+        "restart, and the run would begin again; give run.dir=FOLDER"
+    ]
 
 
 def check_precision(resolved: Resolved, backend: str | None, env: Mapping[str, str]) -> None:
