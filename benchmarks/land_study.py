@@ -91,7 +91,8 @@ def called(row: str, arm: str, found: list[Column]) -> str:
     if row != INITIAL:
         return row
     runs = [m.run.part("arms") for one in found for m in one.study.members if m.run]
-    made = [arms[name] for arms in runs for name in ([arm] if arm in arms else arms)]  # `both` has no weights of its own
+    own = any(arm in arms for arms in runs)  # `both` is all arms
+    made = [one for arms in runs for name, one in arms.items() if name == arm or not own]
     weights = dict.fromkeys(Path(one["weights"]).name for one in made)
     return f"{row} ({' or '.join(weights)} weights)"
 
