@@ -203,6 +203,7 @@ def test_bf16_leaves_weights_statistics_and_moments_in_float32(launched: Run, na
     assert {x.dtype for x in saved(launched(name) / "bf16", STEPS)["model"].values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.timeout(1800)  # as long as its launches may take
 def test_one_run_travels_over_backends_and_numbers_of_ranks(images: Path, tmp_path: Path) -> None:
     """DDP on 4 ranks, ZeRO 2, DDP on 3, FSDP2, ZeRO 3; it ends where the one process of its end would have been."""
     run, stay, steps = tmp_path / "travel", tmp_path / "stay", len(STATIONS)

@@ -64,8 +64,8 @@ def test_twenty_five_thousand_take_seconds() -> None:
     copied = numbers.choice(25_000, 40, replace=False).reshape(2, 20)
     mirrored = many[copied[0]].reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, SIDE * SIDE)
     many[copied[1]] = np.clip(mirrored.astype(int) + numbers.integers(-8, 9, mirrored.shape), 0, 255)
-    begun = time.perf_counter()
+    begun = time.process_time()  # of this process alone: others may keep the cores busy
     found = near(many)
-    assert time.perf_counter() - begun < 30
+    assert time.process_time() - begun < 30
     assert {frozenset((n.first, n.second)) for n in found} == {frozenset(pair) for pair in copied.T.tolist()}
     assert {n.turn for n in found} == {"mirrored"}
