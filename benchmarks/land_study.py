@@ -98,16 +98,17 @@ def called(row: str, arm: str, found: list[Column]) -> str:
 
 
 def columns(studies: list[Study]) -> list[Column]:
-    """All settings of all studies."""
+    """All settings of all studies; p of their differences corrected for being in one table."""
     shown = [section(study) for study in studies]
-    return [Column(one, what, name) for one, what in zip(studies, shown, strict=True) for name in one.settings]
+    found = [Column(one, what, name) for one, what in zip(studies, shown, strict=True) for name in one.settings]
+    correct([one for column in found for one in column.cells().values()])
+    return found
 
 
 def scores(found: list[Column]) -> str:
     """A row per protocol, arm and row; a column per setting, or per set of images where there are several."""
     several = len({column.study.folder for column in found}) > 1
     about, cells = found[0].shown, [column.cells() for column in found]
-    correct([one for some in cells for one in some.values()])
     lines = [
         f"{about['metric']} on held-back images{'' if several else f' of {found[0].data}'}, "
         f"{about['about']['seeds']} seeds: mean (95 % interval); paired difference to cass_null, bold where its p "
@@ -178,7 +179,7 @@ def collapses(found: list[Column]) -> str:
     return f"Runs that collapsed: {', '.join(texts) or 'none'}."
 
 
-def figures(found: list[Column]) -> dict[str, Any]:
+def figures(found: list[Column], chosen: list[choice.Pick], left: list[str]) -> dict[str, Any]:
     """Every number of the table, and what the rules say to the claims that these studies are about."""
     studies = list({column.study.folder: column.study for column in found}.values())
     about = [claim for claim in published.claims() if claim["study"] == studies[0].name]
@@ -192,8 +193,7 @@ def figures(found: list[Column]) -> dict[str, Any]:
     verdicts = [
         {"claim": one.claim["says"], "verdict": one.word, "why": list(one.why)} for one in claims.judge(about, studies)
     ]
-    chosen = [asdict(one) for one in picks(studies)]
-    return {"scores": numbers, "claims": verdicts, "choice": chosen, "unfinished": missing(studies)}
+    return {"scores": numbers, "claims": verdicts, "choice": [asdict(one) for one in chosen], "unfinished": left}
 
 
 def missing(studies: list[Study]) -> list[str]:
@@ -231,13 +231,13 @@ def land(places: list[Path], out: Path, *, unfinished: bool = False) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             records.atomic_write_text(path, text)
     report(out / "study", out / "study.html")
-    found = columns(studies)
+    found, chosen, left = columns(studies), picks(studies), missing(studies)
     record = found[0].study.record
     question = f"What does the {record['axis']} change, for CASS, its controls and DINO?"
-    parts = [scores(found), steadiness(found[0].shown), choosing(picks(studies)), collapses(found)]
-    if left := missing(studies):
+    parts = [scores(found), steadiness(found[0].shown), choosing(chosen), collapses(found)]
+    if left:
         parts.append(f"Not done, and in no table ({len(left)} runs): {'; '.join(left)}.")
-    finding = evidence.Finding(question, "\n\n".join(filter(None, parts)), figures(found))
+    finding = evidence.Finding(question, "\n\n".join(filter(None, parts)), figures(found, chosen, left))
     command = "; ".join(dict.fromkeys(column.study.record["command"] for column in found))
     of_runs = origin(studies)
     evidence.write_record(out, finding, command=command, options={}, machine=of_runs["machine"], origin=of_runs)

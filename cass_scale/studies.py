@@ -104,17 +104,17 @@ class Study:
 
     def arms(self, row: str, setting: str) -> list[str]:
         """Names of the arms that a row trains at a setting, sorted."""
-        rows = {member.row for member in self.members} if row == INITIAL else {row}
-        return sorted({arm for one in rows for run in self.finished(one, setting) for arm in run.part("arms")})
+        return sorted({arm for run in self._behind(row, setting) for arm in run.part("arms")})
 
     def columns(self, row: str, setting: str) -> list[str]:
         """What of a row has scores: its arms, then what is made of both together."""
-        arms = self.arms(row, setting)
+        scored = {arm for run in self._behind(row, setting) for one in run.evaluations for arm in one["arms"]}
+        return list(dict.fromkeys([*self.arms(row, setting), *sorted(scored)]))
+
+    def _behind(self, row: str, setting: str) -> list[Run]:
+        """Finished runs whose scores a row holds: of what they start from, those of every row."""
         rows = {member.row for member in self.members} if row == INITIAL else {row}
-        runs = [run for one in rows for run in self.finished(one, setting)]
-        return list(
-            dict.fromkeys([*arms, *sorted({arm for run in runs for e in run.evaluations for arm in e["arms"]})])
-        )
+        return [run for one in rows for run in self.finished(one, setting)]
 
     def how(self, protocol: str) -> str:
         """A protocol by the study's name, and how it is really scored where the name does not say so."""

@@ -43,13 +43,14 @@ def compose(config: JSON, build: Build) -> Sides:
         return compose_config("pretrain", [*common, f"train.batch_size={size}", *timed[name]])
 
     configs = {f"{first}/{size}": made(first, size) for size in sizes}
-    runnable(configs[f"{first}/{sizes[0]}"], build)  # before the others: what is wrong in it is wrong in all
+    plain, *_ = configs
+    runnable(configs[plain], build)  # before the others: what is wrong in it is wrong in all
     if config["data"].get("path"):
-        configs[f"{first}{OVER}/{sizes[0]}"] = configs[f"{first}/{sizes[0]}"] | {"data": config["data"]}
+        configs[f"{first}{OVER}/{sizes[0]}"] = configs[plain] | {"data": config["data"]}
     configs |= {f"{name}/{sizes[0]}": made(name, sizes[0]) for name in others}
-    _, *rest = configs
     searched = {name: compose_config("pretrain", [*common, *words]) for name, words in fit.items()}
-    return Sides(configs, searched, {name: why for name in rest if (why := lacking(configs[name], build))})
+    wrong = {name: why for name in configs if name != plain if (why := lacking(configs[name], build))}
+    return Sides(configs, searched, wrong)
 
 
 def chosen(options: JSON) -> tuple[Words, Words]:
